@@ -1,0 +1,220 @@
+"""What the server and the engine process say to each other.
+
+One Unix socket pair, inherited by the child: no name in the file system, nobody else
+can connect, and either side sees the other's end as end of file. Each message is a
+32-bit little-endian length and a MessagePack body (https://msgpack.org), decoded into
+the structs below and nothing else.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from inference import errors
+from inference.types import (
+    Accepted,
+    ChatPrompt,
+    Delta,
+    EngineStats,
+    Finished,
+    GenerationRequest,
+    ModelInfo,
+    Prompt,
+    Started,
+)
+
+HEADER = struct.Struct("<I")
+MESSAGE_MAX_BYTES = 256 * 1024 * 1024
+
+
+class Message(Struct, frozen=True, kw_only=True, tag=True):
+    """Base of every message; its class name travels as the tag."""
+
+
+class WorkerConfig(Message):
+    """Everything the engine process needs to know to load and schedule.
+
+    `lanes` is how many sequences run at once, `context` the most tokens one sequence
+    may hold (0: as much as the model was trained for, 8192 at most), `cache_tokens`
+    the cells of the whole KV cache (0: the larger of `context` and 1024 a lane).
+    `batch_tokens` bounds one step's prefill when nobody is decoding. `gpu_layers` -1
+    means all. `layout` is "unified" or "split". `max_waiting` bounds the queue.
+    """
+
+    model_id: str
+    model_path: str
+    lanes: int = 16
+    context: int = 0
+    cache_tokens: int = 0
+    threads: int = 0
+    batch_tokens: int = 512
+    gpu_layers: int = -1
+    layout: str = "unified"
+    target_itl_seconds: float = 0.2
+    max_waiting: int = 1024
+    template_seconds: float = 2.0
+
+
+class Submit(Message):
+    """Run this request; answers are `SequenceEvent`s under its id."""
+
+    request: GenerationRequest
+
+
+class Abort(Message):
+    """End a sequence without a further event. Unknown ids are ignored."""
+
+    id: str
+
+
+class Park(Message):
+    """Take a sequence out of the batch, keeping its cache, until `Resume`."""
+
+    id: str
+
+
+class Resume(Message):
+    """Undo `Park`."""
+
+    id: str
+
+
+class Tokenize(Message):
+    """Answered by `Reply` with a list of token ids."""
+
+    call: int
+    text: str
+    add_special: bool
+    parse_special: bool
+
+
+class Detokenize(Message):
+    """Answered by `Reply` with text."""
+
+    call: int
+    tokens: tuple[int, ...]
+
+
+class ApplyTemplate(Message):
+    """Answered by `Reply` with text."""
+
+    call: int
+    prompt: ChatPrompt
+
+
+class CountTokens(Message):
+    """Answered by `Reply` with a count."""
+
+    call: int
+    prompt: Prompt
+
+
+class Loading(Message):
+    """How much of the model is loaded, 0 to 1."""
+
+    progress: float
+
+
+class Ready(Message):
+    """The model is loaded; from here on requests are taken."""
+
+    info: ModelInfo
+
+
+class LoadFailed(Message):
+    """The model cannot be loaded; the process ends."""
+
+    reason: str
+
+
+class Failure(Message):
+    """An `EngineError` on its way to the server."""
+
+    code: str
+    text: str
+    param: str | None = None
+
+
+class SequenceEvent(Message):
+    """One event of one sequence. After `Finished` or `Failure` none follows."""
+
+    id: str
+    event: Accepted | Started | Delta | Finished | Failure
+
+
+class Report(Message):
+    """All events of one step, in order, and the state after it."""
+
+    events: tuple[SequenceEvent, ...]
+    stats: EngineStats
+
+
+class Reply(Message):
+    """The answer to the call of that number."""
+
+    call: int
+    value: str | tuple[int, ...] | int
+
+
+class Refused(Message):
+    """The failure of the call of that number."""
+
+    call: int
+    failure: Failure
+
+
+ToWorker: TypeAlias = (
+    WorkerConfig
+    | Submit
+    | Abort
+    | Park
+    | Resume
+    | Tokenize
+    | Detokenize
+    | ApplyTemplate
+    | CountTokens
+)
+ToServer: TypeAlias = Loading | Ready | LoadFailed | Report | Reply | Refused
+
+encoder = msgspec.msgpack.Encoder()
+to_worker = msgspec.msgpack.Decoder(ToWorker)
+to_server = msgspec.msgpack.Decoder(ToServer)
+
+
+def frame(message: Message) -> bytes:
+    """Encode one message with its length. Raises `ValueError` above `MESSAGE_MAX_BYTES`."""
+    body = encoder.encode(message)
+    if len(body) > MESSAGE_MAX_BYTES:
+        raise ValueError(f"a message of {len(body)} bytes is over the limit")
+    return HEADER.pack(len(body)) + body
+
+
+_BY_CODE: dict[str, type[errors.EngineError]] = {
+    cls.code: cls
+    for cls in (
+        errors.ContextLengthExceeded,
+        errors.TemplateError,
+        errors.InvalidRequest,
+        errors.EngineOverloaded,
+        errors.EngineUnavailable,
+        errors.DecodeFailed,
+    )
+}
+
+
+def to_failure(error: errors.EngineError) -> Failure:
+    """Put an error on the wire."""
+    param = error.param if isinstance(error, errors.RequestError) else None
+    return Failure(code=error.code, text=str(error), param=param)
+
+
+def to_error(failure: Failure) -> errors.EngineError:
+    """Take an error off the wire; a code nobody knows becomes a plain `EngineError`."""
+    kind = _BY_CODE.get(failure.code, errors.EngineError)
+    if issubclass(kind, errors.RequestError):
+        return kind(failure.text, param=failure.param)
+    return kind(failure.text)

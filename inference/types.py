@@ -1,0 +1,240 @@
+"""What goes into an engine and what comes out.
+
+These are `msgspec.Struct`s because they cross the socket between the server and the
+engine process as they are: one definition, checked on arrival. All are frozen.
+
+A generation yields `Accepted`, then `Started` (again after a preemption), then any
+number of `Delta`s, then exactly one `Finished`; or it raises an `EngineError` at any
+point. Times are seconds, counts are tokens.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta, Struct
+
+TOP_LOGPROBS_MAX = 20
+LOGIT_BIAS_MAX_ENTRIES = 1024
+STOP_MAX_STRINGS = 16
+STOP_MAX_CHARS = 256
+TEMPLATE_KWARGS_MAX = 16
+
+
+class Value(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the plain values below: immutable, compared by content."""
+
+
+class ChatMessage(Value):
+    """One message as the chat template sees it."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class TextPrompt(Value, tag="text"):
+    """Raw text. `add_special` lets the vocabulary add its BOS where it wants one."""
+
+    text: str
+    add_special: bool = True
+
+
+class TokensPrompt(Value, tag="tokens"):
+    """Token ids, used as they are."""
+
+    tokens: tuple[int, ...]
+
+
+class ChatPrompt(Value, tag="chat"):
+    """Messages for the model's own chat template.
+
+    `add_generation_prompt` opens the assistant's turn, as a chat completion needs.
+    """
+
+    messages: tuple[ChatMessage, ...]
+    add_generation_prompt: bool = True
+
+
+Prompt: TypeAlias = TextPrompt | TokensPrompt | ChatPrompt
+
+
+class SamplingParams(Value):
+    """How the next token is drawn. The defaults are llama.cpp's.
+
+    `temperature` 0 is greedy: the most likely token, whatever the other filters say.
+    `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1, `presence_penalty` 0 and
+    `frequency_penalty` 0 each switch their filter off. Penalties look back over the
+    last `PENALTY_WINDOW` tokens, prompt included. `logit_bias` holds (token id, bias)
+    pairs. `seed` None draws one; the engine client fills it in before sending, so the
+    same random stream can be taken up again.
+    """
+
+    temperature: Annotated[float, Meta(ge=0.0, le=5.0)] = 0.8
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 40
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.95
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: Annotated[int, Meta(ge=0, le=0xFFFF_FFFE)] | None = None
+
+
+PENALTY_WINDOW = 64
+
+
+class GenerationRequest(Value):
+    """One sequence to generate.
+
+    `max_tokens` None means: until the context is full. `min_tokens` and `ignore_eos`
+    hold back the end-of-generation tokens (and, up to `min_tokens`, the stop strings).
+    `logprobs` None sends none, 0 the chosen token's, n also the n most likely ones,
+    computed from the raw logits before any filter. `client` is who asked, for fair
+    shares; a higher `priority` goes first.
+    """
+
+    id: str
+    prompt: Prompt
+    sampling: SamplingParams = SamplingParams()
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    client: str = ""
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+
+
+class FinishReason(enum.StrEnum):
+    """Why a generation ended: the model's or a stop string's end, or a limit."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class TopLogprob(Value):
+    """A candidate token: its id, its bytes, its natural log probability."""
+
+    token: int
+    piece: bytes
+    logprob: float
+
+
+class TokenLogprob(Value):
+    """The chosen token and, most likely first, its competitors."""
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[TopLogprob, ...] = ()
+
+
+class Usage(Value):
+    """Tokens read and written; `cached_tokens` of the prompt needed no prefill."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Accepted(Value, tag="accepted"):
+    """Valid, tokenized and queued. Errors of the request itself come instead of this."""
+
+    prompt_tokens: int
+
+
+class Started(Value, tag="started"):
+    """A lane was given; `cached_tokens` of the prompt come from the prefix cache."""
+
+    cached_tokens: int
+    queue_seconds: float
+
+
+class Delta(Value, tag="delta"):
+    """Newly generated tokens and the text that became certain with them.
+
+    `text` may be empty: part of a character or of a possible stop string is held
+    back. `logprobs`, when asked for, has one entry for each of `tokens`.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Finished(Value, tag="finished"):
+    """The normal end. `stop` is the stop string that matched, if one did."""
+
+    reason: FinishReason
+    usage: Usage
+    stop: str | None = None
+
+
+Event: TypeAlias = Accepted | Started | Delta | Finished
+
+
+class ModelInfo(Value):
+    """What is loaded, as the start-up lines and `/v1/models` show it."""
+
+    id: str
+    description: str
+    quantization: str
+    parameters: int
+    size_bytes: int
+    vocab_size: int
+    context_length: int
+    train_context_length: int
+    has_chat_template: bool
+    engine: str
+    device: str
+    layout: str
+    lanes: int
+    cache_tokens: int
+    threads: int
+
+
+class EngineStats(Value):
+    """A snapshot of the engine. Counters only ever grow within one engine process.
+
+    `cache_used` and `cache_total` are cells of the KV cache; `cache_pinned` are those
+    that running and parked sequences hold, the rest of `cache_used` is reusable
+    prefix. `prefix_queries` and `prefix_hits` count prompt tokens looked up and found.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    parked: int = 0
+    lanes_busy: int = 0
+    lanes_total: int = 0
+    cache_used: int = 0
+    cache_pinned: int = 0
+    cache_total: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    step_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class EngineState(enum.StrEnum):
+    """Where the engine is in its life; only READY takes requests."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class EngineHealth(Value):
+    """State, why it is so, how far a load has come (0 to 1), restarts so far."""
+
+    state: EngineState
+    reason: str = ""
+    load_progress: float = 0.0
+    restarts: int = 0
