@@ -26,7 +26,7 @@ class Value(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the plain values below: immutable, compared by content."""
 
 
-class ChatMessage(Value):
+class ChatMessage(Value, frozen=True, kw_only=True):
     """One message as the chat template sees it."""
 
     role: str
@@ -34,20 +34,20 @@ class ChatMessage(Value):
     name: str | None = None
 
 
-class TextPrompt(Value, tag="text"):
+class TextPrompt(Value, frozen=True, kw_only=True, tag="text"):
     """Raw text. `add_special` lets the vocabulary add its BOS where it wants one."""
 
     text: str
     add_special: bool = True
 
 
-class TokensPrompt(Value, tag="tokens"):
+class TokensPrompt(Value, frozen=True, kw_only=True, tag="tokens"):
     """Token ids, used as they are."""
 
     tokens: tuple[int, ...]
 
 
-class ChatPrompt(Value, tag="chat"):
+class ChatPrompt(Value, frozen=True, kw_only=True, tag="chat"):
     """Messages for the model's own chat template.
 
     `add_generation_prompt` opens the assistant's turn, as a chat completion needs.
@@ -60,7 +60,7 @@ class ChatPrompt(Value, tag="chat"):
 Prompt: TypeAlias = TextPrompt | TokensPrompt | ChatPrompt
 
 
-class SamplingParams(Value):
+class SamplingParams(Value, frozen=True, kw_only=True):
     """How the next token is drawn. The defaults are llama.cpp's.
 
     `temperature` 0 is greedy: the most likely token, whatever the other filters say.
@@ -85,7 +85,7 @@ class SamplingParams(Value):
 PENALTY_WINDOW = 64
 
 
-class GenerationRequest(Value):
+class GenerationRequest(Value, frozen=True, kw_only=True):
     """One sequence to generate.
 
     `max_tokens` None means: until the context is full. `min_tokens` and `ignore_eos`
@@ -114,7 +114,7 @@ class FinishReason(enum.StrEnum):
     LENGTH = "length"
 
 
-class TopLogprob(Value):
+class TopLogprob(Value, frozen=True, kw_only=True):
     """A candidate token: its id, its bytes, its natural log probability."""
 
     token: int
@@ -122,7 +122,7 @@ class TopLogprob(Value):
     logprob: float
 
 
-class TokenLogprob(Value):
+class TokenLogprob(Value, frozen=True, kw_only=True):
     """The chosen token and, most likely first, its competitors."""
 
     token: int
@@ -131,7 +131,7 @@ class TokenLogprob(Value):
     top: tuple[TopLogprob, ...] = ()
 
 
-class Usage(Value):
+class Usage(Value, frozen=True, kw_only=True):
     """Tokens read and written; `cached_tokens` of the prompt needed no prefill."""
 
     prompt_tokens: int
@@ -139,20 +139,20 @@ class Usage(Value):
     cached_tokens: int = 0
 
 
-class Accepted(Value, tag="accepted"):
+class Accepted(Value, frozen=True, kw_only=True, tag="accepted"):
     """Valid, tokenized and queued. Errors of the request itself come instead of this."""
 
     prompt_tokens: int
 
 
-class Started(Value, tag="started"):
+class Started(Value, frozen=True, kw_only=True, tag="started"):
     """A lane was given; `cached_tokens` of the prompt come from the prefix cache."""
 
     cached_tokens: int
     queue_seconds: float
 
 
-class Delta(Value, tag="delta"):
+class Delta(Value, frozen=True, kw_only=True, tag="delta"):
     """Newly generated tokens and the text that became certain with them.
 
     `text` may be empty: part of a character or of a possible stop string is held
@@ -164,7 +164,7 @@ class Delta(Value, tag="delta"):
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
-class Finished(Value, tag="finished"):
+class Finished(Value, frozen=True, kw_only=True, tag="finished"):
     """The normal end. `stop` is the stop string that matched, if one did."""
 
     reason: FinishReason
@@ -175,7 +175,7 @@ class Finished(Value, tag="finished"):
 Event: TypeAlias = Accepted | Started | Delta | Finished
 
 
-class ModelInfo(Value):
+class ModelInfo(Value, frozen=True, kw_only=True):
     """What is loaded, as the start-up lines and `/v1/models` show it."""
 
     id: str
@@ -195,7 +195,7 @@ class ModelInfo(Value):
     threads: int
 
 
-class EngineStats(Value):
+class EngineStats(Value, frozen=True, kw_only=True):
     """A snapshot of the engine. Counters only ever grow within one engine process.
 
     `cache_used` and `cache_total` are cells of the KV cache; `cache_pinned` are those
@@ -231,7 +231,7 @@ class EngineState(enum.StrEnum):
     CLOSED = "closed"
 
 
-class EngineHealth(Value):
+class EngineHealth(Value, frozen=True, kw_only=True):
     """State, why it is so, how far a load has come (0 to 1), restarts so far."""
 
     state: EngineState

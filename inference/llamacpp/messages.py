@@ -35,7 +35,7 @@ class Message(Struct, frozen=True, kw_only=True, tag=True):
     """Base of every message; its class name travels as the tag."""
 
 
-class WorkerConfig(Message):
+class WorkerConfig(Message, frozen=True, kw_only=True):
     """Everything the engine process needs to know to load and schedule.
 
     `lanes` is how many sequences run at once, `context` the most tokens one sequence
@@ -59,31 +59,31 @@ class WorkerConfig(Message):
     template_seconds: float = 2.0
 
 
-class Submit(Message):
+class Submit(Message, frozen=True, kw_only=True):
     """Run this request; answers are `SequenceEvent`s under its id."""
 
     request: GenerationRequest
 
 
-class Abort(Message):
+class Abort(Message, frozen=True, kw_only=True):
     """End a sequence without a further event. Unknown ids are ignored."""
 
     id: str
 
 
-class Park(Message):
+class Park(Message, frozen=True, kw_only=True):
     """Take a sequence out of the batch, keeping its cache, until `Resume`."""
 
     id: str
 
 
-class Resume(Message):
+class Resume(Message, frozen=True, kw_only=True):
     """Undo `Park`."""
 
     id: str
 
 
-class Tokenize(Message):
+class Tokenize(Message, frozen=True, kw_only=True):
     """Answered by `Reply` with a list of token ids."""
 
     call: int
@@ -92,46 +92,46 @@ class Tokenize(Message):
     parse_special: bool
 
 
-class Detokenize(Message):
+class Detokenize(Message, frozen=True, kw_only=True):
     """Answered by `Reply` with text."""
 
     call: int
     tokens: tuple[int, ...]
 
 
-class ApplyTemplate(Message):
+class ApplyTemplate(Message, frozen=True, kw_only=True):
     """Answered by `Reply` with text."""
 
     call: int
     prompt: ChatPrompt
 
 
-class CountTokens(Message):
+class CountTokens(Message, frozen=True, kw_only=True):
     """Answered by `Reply` with a count."""
 
     call: int
     prompt: Prompt
 
 
-class Loading(Message):
+class Loading(Message, frozen=True, kw_only=True):
     """How much of the model is loaded, 0 to 1."""
 
     progress: float
 
 
-class Ready(Message):
+class Ready(Message, frozen=True, kw_only=True):
     """The model is loaded; from here on requests are taken."""
 
     info: ModelInfo
 
 
-class LoadFailed(Message):
+class LoadFailed(Message, frozen=True, kw_only=True):
     """The model cannot be loaded; the process ends."""
 
     reason: str
 
 
-class Failure(Message):
+class Failure(Message, frozen=True, kw_only=True):
     """An `EngineError` on its way to the server."""
 
     code: str
@@ -139,28 +139,28 @@ class Failure(Message):
     param: str | None = None
 
 
-class SequenceEvent(Message):
+class SequenceEvent(Message, frozen=True, kw_only=True):
     """One event of one sequence. After `Finished` or `Failure` none follows."""
 
     id: str
     event: Accepted | Started | Delta | Finished | Failure
 
 
-class Report(Message):
+class Report(Message, frozen=True, kw_only=True):
     """All events of one step, in order, and the state after it."""
 
     events: tuple[SequenceEvent, ...]
     stats: EngineStats
 
 
-class Reply(Message):
+class Reply(Message, frozen=True, kw_only=True):
     """The answer to the call of that number."""
 
     call: int
     value: str | tuple[int, ...] | int
 
 
-class Refused(Message):
+class Refused(Message, frozen=True, kw_only=True):
     """The failure of the call of that number."""
 
     call: int

@@ -1,0 +1,373 @@
+"""Which tokens the next step computes: continuous batching as a pure object.
+
+There is no prefill phase and no decode phase. Every sequence has *known* tokens (its
+prompt, then what was sampled) and *computed* ones, and each step lets computed catch up
+with known: by one token where only the last is missing, by a chunk where more is. The
+idea is vLLM's (https://docs.vllm.ai, "chunked prefill").
+
+    WAITING --admit--> RUNNING --park--> PARKED --resume--> WAITING
+       ^------preempt-----+                 (any of them) --end--> gone
+
+Cells of the cache run out in this order: free ones, cached prefixes, lanes of parked or
+waiting sequences, then one running victim: the newest of the lowest priority. Who loses
+its lane keeps its known tokens and computes them again later.
+
+No clock, no thread, no I/O: measured seconds come in through `apply`, so property tests
+can drive it through any history.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import abc
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from inference.llamacpp.lanes import LaneOp, Lanes, common_prefix
+from inference.llamacpp.steptime import StepTime
+
+FIRST_CHUNK = 64  # prefill tokens beside decoding sequences until their price is known
+LEAST_CHUNK = 8  # so that a prompt always advances, however tight the target
+IDLE_STRETCH = 3  # times the target a step may take while nobody is decoding
+WORTH_WAITING = 32  # tokens another prompt must be about to share
+HEADROOM = 8  # free cells per running sequence before another is admitted
+
+
+class Phase(enum.Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PARKED = "parked"
+    ENDED = "ended"
+
+
+TRANSITIONS: Mapping[Phase, frozenset[Phase]] = {
+    Phase.WAITING: frozenset({Phase.RUNNING, Phase.PARKED, Phase.ENDED}),
+    Phase.RUNNING: frozenset({Phase.WAITING, Phase.PARKED, Phase.ENDED}),
+    Phase.PARKED: frozenset({Phase.WAITING, Phase.ENDED}),
+    Phase.ENDED: frozenset(),
+}
+
+
+class IllegalTransition(Exception):
+    """A sequence was asked to go where `TRANSITIONS` has no way."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Sequence:
+    """One generation inside the engine.
+
+    Mutable; the scheduler owns it. `lane` may outlive RUNNING: a parked sequence keeps
+    its cache until somebody needs it.
+    """
+
+    id: str
+    tokens: list[int]
+    priority: int
+    order: int
+    phase: Phase = Phase.WAITING
+    lane: int | None = None
+    computed: int = 0
+    shared: int = 0  # prompt tokens found in the cache when the lane was opened
+    overlap: dict[str, int] = field(default_factory=dict)  # id -> common prefix, remembered
+
+    def to(self, phase: Phase) -> None:
+        """Change phase. Raises `IllegalTransition`."""
+        if phase not in TRANSITIONS[self.phase]:
+            raise IllegalTransition(f"{self.id}: {self.phase.value} to {phase.value}")
+        self.phase = phase
+
+    @property
+    def missing(self) -> int:
+        """Known tokens not yet computed."""
+        return len(self.tokens) - self.computed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one sequence computes in a step: `tokens`, from position `start` of `lane`.
+
+    `samples` is set when they reach the last known token, so a new one can be drawn.
+    """
+
+    id: str
+    lane: int
+    start: int
+    tokens: abc.Sequence[int]
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """Cache operations to run in order, then one batch to decode.
+
+    `started` are the sequences that were given a lane, with their shared tokens.
+    """
+
+    ops: tuple[LaneOp, ...]
+    entries: tuple[Entry, ...]
+    started: tuple[tuple[str, int], ...]
+
+
+class Scheduler:
+    """Continuous batching over one KV cache.
+
+    Mutable state: the sequences by id, the lanes, the step-time model, the counters.
+    """
+
+    def __init__(
+        self,
+        *,
+        lanes: int,
+        lane_ids: int,
+        cells: int,
+        batch_tokens: int,
+        target_seconds: float,
+        share: bool = True,
+    ) -> None:
+        """`lanes` run at once over `cells`; `share` False where prefixes cannot be copied."""
+        self.lanes = Lanes(ids=lane_ids, cells=cells)
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self.preemptions = 0
+        self._max_running = lanes
+        self._batch_tokens = batch_tokens
+        self._target = target_seconds
+        self._share = share
+        self._time = StepTime()
+        self._sequences: dict[str, Sequence] = {}
+        self._orders = 0
+        self._ops: list[LaneOp] = []  # emitted with the next plan
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._sequences
+
+    def count(self, phase: Phase) -> int:
+        """How many sequences are in `phase`."""
+        return sum(s.phase is phase for s in self._sequences.values())
+
+    def tokens(self, id: str) -> abc.Sequence[int]:
+        """Known tokens of a sequence."""
+        return self._sequences[id].tokens
+
+    def add(self, id: str, tokens: abc.Sequence[int], *, priority: int = 0) -> None:
+        """Queue a sequence. Raises `ValueError` when it can never fit, or the id is taken."""
+        if id in self._sequences:
+            raise ValueError(f"{id} is already here")
+        if not 0 < len(tokens) < self.lanes.cells:
+            raise ValueError(f"{len(tokens)} tokens do not fit {self.lanes.cells} cells")
+        self._orders += 1
+        self._sequences[id] = Sequence(
+            id=id, tokens=list(tokens), priority=priority, order=self._orders
+        )
+
+    def park(self, id: str) -> None:
+        """Take a sequence out of the batch, keeping its cache while nobody needs it."""
+        sequence = self._sequences[id]
+        if sequence.phase is not Phase.PARKED:
+            sequence.to(Phase.PARKED)
+
+    def resume(self, id: str) -> None:
+        """Queue a parked sequence again."""
+        sequence = self._sequences[id]
+        if sequence.phase is Phase.PARKED:
+            sequence.to(Phase.WAITING)
+
+    def end(self, id: str) -> None:
+        """Take a sequence out for good; what it computed stays as prefix cache."""
+        sequence = self._sequences.pop(id)
+        sequence.to(Phase.ENDED)
+        self._give_up_lane(sequence, keep=self._share)
+
+    def plan(self) -> StepPlan:
+        """Decide the next step. Without entries there is nothing to compute."""
+        while True:
+            entries = self._decodes()
+            started = self._admit_waiting()
+            entries += self._prefills(entries)
+            if entries or not self.count(Phase.RUNNING):
+                break
+            # Prompts that block each other with full lanes: the newest gives way.
+            self.preempt()
+        ops, self._ops = tuple(self._ops), []
+        return StepPlan(ops=ops, entries=tuple(entries), started=tuple(started))
+
+    def apply(self, plan: StepPlan, sampled: Mapping[str, int], *, seconds: float) -> None:
+        """Take in a decoded plan: its tokens are computed, `sampled` are known now.
+
+        `sampled` has a token for every entry with `samples`. Nothing else may have
+        happened since the plan was made.
+        """
+        prefill = decoding = 0
+        for entry in plan.entries:
+            sequence = self._sequences[entry.id]
+            self.lanes.append(entry.lane, entry.tokens)
+            sequence.computed += len(entry.tokens)
+            if entry.samples:
+                sequence.tokens.append(sampled[entry.id])
+            if entry.samples and len(entry.tokens) == 1:
+                decoding += 1
+            else:
+                prefill += len(entry.tokens)
+        self._time.learn(decoding=decoding, prefill=prefill, seconds=seconds)
+
+    def preempt(self) -> str | None:
+        """Take the lane of the newest running sequence of the lowest priority.
+
+        Also the answer to a cache that is fuller than the count says. Returns its id;
+        None when nobody runs.
+        """
+        victim = max(self._of(Phase.RUNNING), key=lambda s: (-s.priority, s.order), default=None)
+        if victim is None:
+            return None
+        victim.to(Phase.WAITING)
+        self._give_up_lane(victim, keep=False)
+        self.preemptions += 1
+        return victim.id
+
+    def _of(self, phase: Phase) -> list[Sequence]:
+        """Sequences in `phase`, the first to be served first."""
+        found = [s for s in self._sequences.values() if s.phase is phase]
+        return sorted(found, key=lambda s: (-s.priority, s.order))
+
+    def _decodes(self) -> list[Entry]:
+        """One token for every sequence that misses only its last, after making room."""
+        while True:
+            ready = [s for s in self._of(Phase.RUNNING) if s.missing == 1]
+            if self._make_room(len(ready)):
+                return [self._entry(s, 1) for s in ready]
+            self.preempt()
+
+    def _budget(self, decoding: int) -> int:
+        """Prefill tokens this step may hold beside `decoding` sequences."""
+        room = self._batch_tokens - decoding
+        target = self._target if decoding else self._target * IDLE_STRETCH
+        first = FIRST_CHUNK if decoding else room
+        fits = self._time.prefill_tokens(decoding=decoding, target_seconds=target, first=first)
+        return min(room, max(fits, LEAST_CHUNK))
+
+    def _prefills(self, decodes: list[Entry]) -> list[Entry]:
+        """Spread this step's prefill tokens over the running prompts.
+
+        Half goes to the oldest, so that a long prompt always advances; the rest to
+        those nearest their first token, so that short prompts do not queue behind it.
+        """
+        planned = {entry.id for entry in decodes}
+        prompts = [s for s in self._of(Phase.RUNNING) if s.id not in planned]
+        if not prompts:
+            return []
+        budget = self._budget(len(decodes))
+        self._make_room(len(decodes) + min(budget, sum(s.missing for s in prompts)))
+        budget = min(budget, self.lanes.free - len(decodes))
+        oldest = prompts[0]
+        sizes = {oldest.id: min(oldest.missing, -(-budget // 2))}
+        budget -= sizes[oldest.id]
+        for sequence in sorted(prompts, key=lambda s: (-s.priority, s.missing, s.order)):
+            given = sizes.get(sequence.id, 0)
+            more = min(sequence.missing - given, budget)
+            sizes[sequence.id] = given + more
+            budget -= more
+        return [self._entry(s, sizes[s.id]) for s in prompts if sizes[s.id] > 0]
+
+    def _entry(self, sequence: Sequence, size: int) -> Entry:
+        assert sequence.lane is not None
+        end = sequence.computed + size
+        return Entry(
+            id=sequence.id,
+            lane=sequence.lane,
+            start=sequence.computed,
+            tokens=sequence.tokens[sequence.computed : end],
+            samples=end == len(sequence.tokens),
+        )
+
+    def _admit_waiting(self) -> list[tuple[str, int]]:
+        """Let waiting sequences run while there are lanes and cells for them."""
+        admitted: list[tuple[str, int]] = []
+        slots = self._max_running - self.count(Phase.RUNNING)
+        if slots <= 0:
+            return admitted
+        for sequence in self._of(Phase.WAITING):
+            if len(admitted) == slots:
+                break
+            if self._share and self._awaits_prefix(sequence):
+                continue
+            if not self._admit(sequence):
+                break  # nobody overtakes: the next in line gets the room when there is some
+            admitted.append((sequence.id, sequence.shared))
+        return admitted
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence a lane, if there is room for all it knows and a little more."""
+        running = self._of(Phase.RUNNING)
+        if sequence.lane is None:
+            limit = len(sequence.tokens) - 1 if self._share else 0
+            shared = self.lanes.match(sequence.tokens[:limit])
+            promised = sum(s.missing + HEADROOM for s in running)
+            room = self.lanes.obtainable - promised + self._held_by_idle()
+            if running and len(sequence.tokens) - shared > room:
+                return False
+            if not self._open(sequence, limit):
+                return False
+        sequence.to(Phase.RUNNING)
+        return True
+
+    def _open(self, sequence: Sequence, limit: int) -> bool:
+        opened = self.lanes.open(sequence.tokens, limit)
+        if opened is None:
+            return False
+        sequence.lane, sequence.shared, ops = opened
+        sequence.computed = sequence.shared
+        self._ops += ops
+        self.prefix_queries += len(sequence.tokens)
+        self.prefix_hits += sequence.shared
+        return True
+
+    def _awaits_prefix(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is about to compute a prefix this one can share."""
+        if sequence.lane is not None:
+            return False
+        limit = len(sequence.tokens) - 1
+        have: int | None = None
+        for other in self._of(Phase.RUNNING):
+            if other.missing <= 1:
+                continue
+            overlap = sequence.overlap.get(other.id)
+            if overlap is None:
+                overlap = min(limit, common_prefix(sequence.tokens, other.tokens))
+                sequence.overlap[other.id] = overlap
+            if overlap - other.computed < WORTH_WAITING:
+                continue
+            if have is None:
+                have = self.lanes.match(sequence.tokens[:limit])
+            if overlap - have >= WORTH_WAITING:
+                return True
+        return False
+
+    def _idle_holders(self) -> Iterable[Sequence]:
+        """Sequences that hold a lane without running, the last to be served first."""
+        idle = self._of(Phase.WAITING) + self._of(Phase.PARKED)
+        return [s for s in reversed(idle) if s.lane is not None]
+
+    def _held_by_idle(self) -> int:
+        """Cells that taking the idle holders' lanes would free at most."""
+        return sum(s.computed for s in self._idle_holders())
+
+    def _make_room(self, cells: int) -> bool:
+        """Free cached and idle lanes until `cells` are free; False when that was not enough."""
+        while self.lanes.free < cells:
+            ops = self.lanes.evict()
+            if not ops:
+                holder = next(iter(self._idle_holders()), None)
+                if holder is None:
+                    return False
+                self._give_up_lane(holder, keep=False)
+                continue
+            self._ops += ops
+        return True
+
+    def _give_up_lane(self, sequence: Sequence, *, keep: bool) -> None:
+        if sequence.lane is not None:
+            self._ops += self.lanes.release(sequence.lane, keep=keep)
+        sequence.lane = None
+        sequence.computed = 0

@@ -1,0 +1,228 @@
+"""The engine process: `python -m inference.llamacpp.worker --fd N`.
+
+Two threads. The main one reads the socket, renders templates (its time limit is a
+signal, which only the main thread can take) and tokenizes. The step thread decodes.
+They share the inbox of the step loop and nothing else that changes.
+
+When the socket ends, so does the process: an engine never outlives its server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+
+import llama_cpp
+
+from inference.errors import EngineError, ModelLoadError, TemplateError
+from inference.llamacpp.bindings import MAX_LANE_IDS, TEMPLATE_KEY, Context, Model
+from inference.llamacpp.connection import Connection
+from inference.llamacpp.intake import Intake
+from inference.llamacpp.messages import (
+    Abort,
+    ApplyTemplate,
+    CountTokens,
+    Detokenize,
+    LoadFailed,
+    Loading,
+    Park,
+    Ready,
+    Refused,
+    Reply,
+    Report,
+    Resume,
+    SequenceEvent,
+    Submit,
+    Tokenize,
+    ToWorker,
+    WorkerConfig,
+    to_failure,
+)
+from inference.llamacpp.scheduler import Scheduler
+from inference.llamacpp.steploop import Close, StepLoop
+from inference.llamacpp.template import ChatTemplate
+from inference.llamacpp.threads import physical_cores
+from inference.types import ModelInfo
+
+DEFAULT_CONTEXT = 8192
+CACHE_TOKENS_PER_LANE = 1024
+LANE_IDS_PER_LANE = 4  # so that finished sequences can stay as prefix cache
+PROGRESS_STEP = 0.01
+
+
+def main() -> None:
+    """Serve one socket until it ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="the inherited socket")
+    connection = Connection(socket.socket(fileno=parser.parse_args().fd))
+    # A terminal's Ctrl-C goes to the whole group; only the server decides when we end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    config = connection.receive()
+    if not isinstance(config, WorkerConfig):
+        return
+    try:
+        worker = Worker(config, connection)
+    except ModelLoadError as error:
+        connection.send(LoadFailed(reason=str(error)))
+        return
+    worker.serve()
+
+
+class Worker:
+    """The loaded model, the step loop and the intake, wired together."""
+
+    def __init__(self, config: WorkerConfig, connection: Connection) -> None:
+        """Load everything; tells the server how far it is. Raises `ModelLoadError`."""
+        self._connection = connection
+        self._model = Model(
+            config.model_path, gpu_layers=config.gpu_layers, progress=self._progress()
+        )
+        if not self._model.decodes_text():
+            raise ModelLoadError("this model cannot generate text")
+        threads = config.threads or physical_cores()
+        length = config.context or min(self._model.train_context, DEFAULT_CONTEXT)
+        cells = config.cache_tokens or max(length, CACHE_TOKENS_PER_LANE * config.lanes)
+        if cells < length:
+            raise ModelLoadError(
+                f"cache-tokens {cells} cannot hold one sequence of context {length}"
+            )
+        lane_ids = min(MAX_LANE_IDS, LANE_IDS_PER_LANE * config.lanes)
+        self._context = Context(
+            self._model,
+            cache_tokens=cells,
+            lane_ids=lane_ids,
+            batch_tokens=max(config.batch_tokens, config.lanes),
+            threads=threads,
+        )
+        template, problem = self._chat_template(config)
+        self._intake = Intake(self._model, template, problem=problem, context=length)
+        scheduler = Scheduler(
+            lanes=config.lanes,
+            lane_ids=lane_ids,
+            cells=self._context.cells,
+            batch_tokens=max(config.batch_tokens, config.lanes),
+            target_seconds=config.target_itl_seconds,
+            share=self._model.shares_prefixes(),
+        )
+        self._loop = StepLoop(
+            scheduler,
+            self._context,
+            send=connection.send,
+            lanes=config.lanes,
+            max_waiting=config.max_waiting,
+        )
+        self._info = ModelInfo(
+            id=config.model_id,
+            description=self._model.description(),
+            quantization=self._model.quantization(),
+            parameters=self._model.parameters,
+            size_bytes=self._model.size_bytes,
+            vocab_size=self._model.vocab_size,
+            context_length=length,
+            train_context_length=self._model.train_context,
+            has_chat_template=template is not None,
+            engine="llamacpp",
+            device=_device(config.gpu_layers),
+            layout=config.layout,
+            lanes=config.lanes,
+            cache_tokens=self._context.cells,
+            threads=threads,
+        )
+
+    def serve(self) -> None:
+        """Announce readiness and handle messages until the server has gone."""
+        steps = threading.Thread(target=self._run_steps, name="steps", daemon=True)
+        steps.start()
+        self._connection.send(Ready(info=self._info))
+        while (message := self._connection.receive()) is not None:
+            self._handle(message)
+        self._loop.inbox.put(Close())
+        steps.join()
+        self._context.close()
+        self._model.close()
+
+    def _handle(self, message: ToWorker) -> None:
+        match message:
+            case Submit(request=request):
+                try:
+                    self._loop.inbox.put(self._intake.generation(request))
+                except EngineError as error:
+                    event = SequenceEvent(id=request.id, event=to_failure(error))
+                    self._connection.send(Report(events=(event,), stats=self._loop.stats))
+            case Abort() | Park() | Resume():
+                self._loop.inbox.put(message)
+            case Tokenize() | Detokenize() | ApplyTemplate() | CountTokens():
+                try:
+                    self._connection.send(Reply(call=message.call, value=self._answer(message)))
+                except EngineError as error:
+                    self._connection.send(Refused(call=message.call, failure=to_failure(error)))
+            case WorkerConfig():
+                raise ValueError("a second configuration")
+
+    def _answer(
+        self, call: Tokenize | Detokenize | ApplyTemplate | CountTokens
+    ) -> str | tuple[int, ...] | int:
+        match call:
+            case Tokenize(text=text, add_special=add_special, parse_special=parse_special):
+                return tuple(
+                    self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+                )
+            case Detokenize(tokens=tokens):
+                return self._model.detokenize(tokens)
+            case ApplyTemplate(prompt=prompt):
+                return self._intake.render(prompt)
+            case CountTokens(prompt=prompt):
+                return len(self._intake.tokens(prompt))
+
+    def _run_steps(self) -> None:
+        # The template's time limit is a signal for the main thread alone.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        try:
+            self._loop.run()
+        except BaseException:
+            # Without its step loop the process is of no use; the supervisor starts another.
+            traceback.print_exc()
+            os._exit(1)
+
+    def _chat_template(self, config: WorkerConfig) -> tuple[ChatTemplate | None, str]:
+        """The file's chat template, or why there is none."""
+        source = self._model.meta(TEMPLATE_KEY)
+        if source is None:
+            return None, "This model has no chat template; use /v1/completions."
+        try:
+            template = ChatTemplate(
+                source,
+                bos=self._model.bos_text(),
+                eos=self._model.eos_text(),
+                limit_seconds=config.template_seconds,
+            )
+        except TemplateError as error:
+            return None, str(error)
+        return template, ""
+
+    def _progress(self) -> Callable[[float], None]:
+        """Report loading progress, at most a hundred times."""
+        told = 0.0
+
+        def tell(done: float) -> None:
+            nonlocal told
+            if done - told >= PROGRESS_STEP or done >= 1.0:
+                told = done
+                self._connection.send(Loading(progress=done))
+
+        return tell
+
+
+def _device(gpu_layers: int) -> str:
+    if gpu_layers == 0 or not llama_cpp.llama_supports_gpu_offload():
+        return "CPU"
+    return "GPU" if gpu_layers < 0 else f"GPU ({gpu_layers} layers)"
+
+
+if __name__ == "__main__":
+    main()

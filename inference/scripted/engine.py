@@ -1,0 +1,251 @@
+"""The `Engine` that plays a `Script`.
+
+The same request gives the same tokens, text and log probabilities on every machine;
+at a temperature above 0 they depend on `seed` as well (None counts as 0, so that
+nothing here is random). Of the sampling fields only those two have an effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import assert_never
+
+from inference.errors import (
+    DecodeFailed,
+    EngineDied,
+    EngineUnavailable,
+    InvalidRequest,
+    ModelLoadError,
+    TemplateError,
+)
+from inference.lifecycle import Lifecycle
+from inference.scripted import pieces, reply
+from inference.scripted.lanes import Lanes, Run
+from inference.scripted.script import Die, Fail, Hang, RefuseTemplate, Rule, Script
+from inference.types import (
+    Accepted,
+    ChatPrompt,
+    Delta,
+    EngineHealth,
+    EngineState,
+    EngineStats,
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    ModelInfo,
+    Prompt,
+    Started,
+    Usage,
+)
+
+_DEFAULT_RULE = Rule()
+
+
+class ScriptedEngine:
+    """One scripted engine; `inference.engine` says what its methods promise.
+
+    `requests_seen` counts generations that were begun, whatever became of them.
+    `_faults_met` says how often each rule's fault has struck. One event loop owns all
+    that changes here: the counters, `_life`, `_lanes` and the timer of a revival.
+    """
+
+    def __init__(self, script: Script, *, model_id: str = "scripted") -> None:
+        self.requests_seen = 0
+        self._script = script
+        self._model_id = model_id
+        self._life = Lifecycle()
+        self._load_began: float | None = None
+        self._revival: asyncio.TimerHandle | None = None
+        self._lanes = Lanes(total=script.lanes, max_waiting=script.max_waiting)
+        self._faults_met: dict[Rule, int] = {}
+        self._prompt_tokens = 0
+        self._steps = 0
+
+    async def start(self) -> None:
+        """Wait for the script's `load_seconds`. Raises its `load_error` if it has one."""
+        self._load_began = asyncio.get_running_loop().time()
+        await asyncio.sleep(self._script.load_seconds)
+        if self._life.state is EngineState.CLOSED:
+            raise EngineUnavailable("The engine is closed.")
+        if self._script.load_error:
+            self._life.move(EngineState.FAILED, self._script.load_error)
+            raise ModelLoadError(self._script.load_error)
+        self._life.move(EngineState.READY)
+
+    async def close(self) -> None:
+        """End every sequence with `EngineUnavailable`. A second call does nothing."""
+        if self._life.state is EngineState.CLOSED:
+            return
+        self._life.move(EngineState.CLOSED)
+        if self._revival is not None:
+            self._revival.cancel()
+        self._lanes.end_all(EngineUnavailable("The engine is closed."))
+
+    @property
+    def info(self) -> ModelInfo:
+        """The made-up model. Raises `EngineUnavailable` before the first READY."""
+        if self._life.state in (EngineState.STARTING, EngineState.FAILED):
+            self._life.require_ready()
+        script = self._script
+        return ModelInfo(
+            id=self._model_id,
+            description="scripted engine, no model",
+            quantization="none",
+            parameters=0,
+            size_bytes=0,
+            vocab_size=pieces.VOCAB_SIZE,
+            context_length=script.context_length,
+            train_context_length=script.context_length,
+            has_chat_template=True,
+            engine="scripted",
+            device="none",
+            layout="none",
+            lanes=script.lanes,
+            cache_tokens=script.lanes * script.context_length,
+            threads=0,
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """Play the first rule that applies; events come as `inference.types` says.
+
+        Tokens are due at fixed times after the start: a consumer that falls behind
+        finds the backlog at once, as it would behind a real engine's channel.
+        """
+        self.requests_seen += 1
+        self._life.require_ready()
+        rule = self._rule_for(request.prompt)
+        run = self._new_run(rule, request)
+        answer = self._answer(rule, request, run)
+        self._lanes.join(run)
+        try:
+            loop = asyncio.get_running_loop()
+            accepted_at = loop.time()
+            yield Accepted(prompt_tokens=run.prompt_tokens)
+            while not run.has_lane:
+                await run.pause(None)
+            started_at = loop.time()
+            self._prompt_tokens += run.prompt_tokens
+            yield Started(cached_tokens=0, queue_seconds=started_at - accepted_at)
+            text = reply.Transcript(stop=request.stop, min_tokens=request.min_tokens)
+            due = started_at + rule.first_token_seconds
+            for number in range(answer.length):
+                await self._meet_fault(run)
+                await run.pause(due - loop.time())
+                due += rule.token_seconds
+                run.written += 1
+                self._steps += 1
+                token = answer.token(number)
+                certain = text.feed(token, last=run.written == answer.length)
+                yield Delta(text=certain, tokens=(token,), logprobs=reply.logprobs(token, request))
+                if text.stop is not None:
+                    break
+            await self._meet_fault(run)
+            yield self._finished(run, answer, text)
+        finally:
+            self._lanes.leave(run)
+
+    async def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids of `text`; there are no special tokens to add or parse."""
+        self._life.require_ready()
+        return pieces.tokenize(text)
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of token ids. Raises `InvalidRequest` for an id outside the vocabulary."""
+        self._life.require_ready()
+        if not pieces.known(tokens):
+            raise InvalidRequest("A token id is outside the vocabulary.", param="tokens")
+        return pieces.detokenize(tokens)
+
+    async def apply_template(self, prompt: ChatPrompt) -> str:
+        """A line `role: content` for each message. Raises `TemplateError` on that fault."""
+        self._life.require_ready()
+        if isinstance(self._rule_for(prompt).fault, RefuseTemplate):
+            raise TemplateError("The chat template refused the messages.", param="messages")
+        return reply.render(prompt)
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        """Prompt tokens of `prompt`. Raises `InvalidRequest` for unknown token ids."""
+        self._life.require_ready()
+        return reply.prompt_tokens(prompt)
+
+    def stats(self) -> EngineStats:
+        """The numbers now. One token is one step; counters outlive a scripted death."""
+        busy, used = self._lanes.busy, self._lanes.tokens
+        return EngineStats(
+            running=busy,
+            waiting=self._lanes.waiting,
+            lanes_busy=busy,
+            lanes_total=self._lanes.total,
+            cache_used=used,
+            cache_pinned=used,
+            cache_total=self._script.lanes * self._script.context_length,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._steps,
+        )
+
+    def health(self) -> EngineHealth:
+        """State and progress; the latter follows the clock over `load_seconds`."""
+        progress = 0.0
+        if self._life.state in (EngineState.READY, EngineState.RESTARTING):
+            progress = 1.0
+        elif self._load_began is not None and self._script.load_seconds > 0:
+            elapsed = asyncio.get_running_loop().time() - self._load_began
+            progress = min(1.0, elapsed / self._script.load_seconds)
+        return self._life.health(load_progress=progress)
+
+    def _rule_for(self, prompt: Prompt) -> Rule:
+        text = reply.last_user_text(prompt)
+        return next((rule for rule in self._script.rules if rule.applies_to(text)), _DEFAULT_RULE)
+
+    def _new_run(self, rule: Rule, request: GenerationRequest) -> Run:
+        """The sequence with the fault it has to meet, counted against `fault_times`."""
+        met = self._faults_met.get(rule, 0)
+        fault = rule.fault if rule.fault_times is None or met < rule.fault_times else None
+        if fault is not None:
+            self._faults_met[rule] = met + 1
+        if isinstance(fault, RefuseTemplate):
+            raise TemplateError("The chat template refused the messages.", param="messages")
+        return Run(request, fault, reply.prompt_tokens(request.prompt))
+
+    def _answer(self, rule: Rule, request: GenerationRequest, run: Run) -> reply.Answer:
+        """What will be said. Raises the `RequestError` of whatever cannot be accepted."""
+        reply.check_bias(request)
+        limit = reply.token_limit(request, run.prompt_tokens, self._script.context_length)
+        return reply.Answer(rule, request, prompt_tokens=run.prompt_tokens, limit=limit)
+
+    def _finished(self, run: Run, answer: reply.Answer, text: reply.Transcript) -> Finished:
+        ended = text.stop is not None or answer.ends_by_itself
+        return Finished(
+            reason=FinishReason.STOP if ended else FinishReason.LENGTH,
+            usage=Usage(prompt_tokens=run.prompt_tokens, completion_tokens=run.written),
+            stop=text.stop,
+        )
+
+    async def _meet_fault(self, run: Run) -> None:
+        """Do to this sequence what its script says is due by now, if anything is."""
+        fault = run.fault
+        if fault is None or isinstance(fault, RefuseTemplate) or run.written < fault.after_tokens:
+            return
+        run.check()
+        match fault:
+            case Die():
+                self._die(fault)
+                run.check()
+            case Fail():
+                raise DecodeFailed("The engine could not decode this request.")
+            case Hang():
+                while True:
+                    await run.pause(None)
+            case _:
+                assert_never(fault)
+
+    def _die(self, fault: Die) -> None:
+        self._life.move(EngineState.RESTARTING, "The engine died, as its script says.")
+        self._lanes.end_all(EngineDied("The engine ended while this request was running."))
+        loop = asyncio.get_running_loop()
+        self._revival = loop.call_later(fault.restart_seconds, self._life.move, EngineState.READY)

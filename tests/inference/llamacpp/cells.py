@@ -1,0 +1,49 @@
+"""A model of llama.cpp's unified cache: what the lane operations mean, cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from inference.llamacpp.lanes import CopyPrefix, DropLane, LaneOp
+
+
+@dataclass(slots=True)
+class Cell:
+    """One cell: its position, the token computed into it, the lanes that own it."""
+
+    position: int
+    token: int
+    lanes: set[int] = field(default_factory=set)
+
+
+class Cells:
+    """Executes what the scheduler asks for and remembers who owns what."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.cells: list[Cell] = []
+
+    def run(self, op: LaneOp) -> None:
+        match op:
+            case CopyPrefix(source=source, target=target, tokens=tokens):
+                assert self.tokens(target) == [], "the target of a copy must be empty"
+                owned = [c for c in self.cells if source in c.lanes and c.position < tokens]
+                assert len(owned) == tokens, "the source does not hold the prefix"
+                for cell in owned:
+                    cell.lanes.add(target)
+            case DropLane(lane=lane):
+                for cell in self.cells:
+                    cell.lanes.discard(lane)
+                self.cells = [c for c in self.cells if c.lanes]
+
+    def compute(self, lane: int, start: int, tokens: Sequence[int]) -> None:
+        assert len(self.tokens(lane)) == start, "positions must follow on"
+        assert len(self.cells) + len(tokens) <= self.size, "the cache is full"
+        self.cells += [Cell(start + offset, token, {lane}) for offset, token in enumerate(tokens)]
+
+    def tokens(self, lane: int) -> list[int]:
+        """What a query on `lane` would see, in order of position."""
+        owned = sorted((c for c in self.cells if lane in c.lanes), key=lambda c: c.position)
+        assert [c.position for c in owned] == list(range(len(owned)))
+        return [c.token for c in owned]

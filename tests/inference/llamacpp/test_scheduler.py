@@ -1,0 +1,318 @@
+"""The scheduler against a model of the cache, and its promises one by one."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from inference.llamacpp.scheduler import (
+    TRANSITIONS,
+    IllegalTransition,
+    Phase,
+    Scheduler,
+    Sequence,
+    StepPlan,
+)
+from tests.inference.llamacpp.cells import Cells
+
+
+def scheduler(
+    *, lanes: int = 4, lane_ids: int = 8, cells: int = 1000, batch: int = 64, share: bool = True
+) -> Scheduler:
+    return Scheduler(
+        lanes=lanes,
+        lane_ids=lane_ids,
+        cells=cells,
+        batch_tokens=batch,
+        target_seconds=0.2,
+        share=share,
+    )
+
+
+def step(s: Scheduler, *, seconds: float = 0.01, token: int = 7) -> StepPlan:
+    """Plan, pretend to decode, apply."""
+    plan = s.plan()
+    s.apply(plan, {e.id: token for e in plan.entries if e.samples}, seconds=seconds)
+    return plan
+
+
+def sizes(plan: StepPlan) -> dict[str, int]:
+    return {entry.id: len(entry.tokens) for entry in plan.entries}
+
+
+def test_decoding_sequences_and_prefill_share_one_batch() -> None:
+    s = scheduler(batch=32)
+    s.add("a", [1, 2, 3])
+    step(s)
+    s.add("b", list(range(100, 200)))
+    assert sizes(step(s)) == {"a": 1, "b": 31}
+
+
+def test_prefill_beside_decoding_is_cut_to_the_target() -> None:
+    s = scheduler(batch=512)
+    s.add("a", [1])
+    step(s)
+    s.add("b", list(range(500)))
+    step(s, seconds=0.01)
+    before = step(s, seconds=6.4)  # a prefill token now costs a tenth of a second or so
+    after = step(s, seconds=0.2)
+    assert sizes(after)["b"] < sizes(before)["b"]
+    assert sizes(after)["a"] == 1
+
+
+def test_a_short_prompt_does_not_queue_behind_a_long_one() -> None:
+    s = scheduler(batch=32)
+    s.add("long", list(range(500)))
+    step(s)
+    s.add("short", [901, 902, 903])
+    assert sizes(step(s)) == {"long": 29, "short": 3}
+
+
+def test_a_sampled_token_is_computed_in_the_next_step() -> None:
+    s = scheduler()
+    s.add("a", [1, 2])
+    step(s, token=42)
+    (entry,) = step(s).entries
+    assert (entry.start, list(entry.tokens), entry.samples) == (2, [42], True)
+
+
+def test_a_prompt_waits_for_the_prefix_another_is_computing() -> None:
+    s = scheduler(batch=50)
+    prefix = list(range(200))
+    s.add("a", [*prefix, 900])
+    s.add("b", [*prefix, 901])
+    s.add("other", [700, 701])
+    plan = step(s)
+    assert set(sizes(plan)) == {"a", "other"}
+    while "b" not in sizes(plan):
+        plan = step(s)
+    assert dict(plan.started)["b"] >= 168
+    total = s.lanes.used
+    assert total < 2 * len(prefix)
+
+
+def test_an_aborted_prefix_is_not_waited_for() -> None:
+    s = scheduler(batch=16)
+    prefix = list(range(200))
+    s.add("a", prefix)
+    s.add("b", prefix)
+    step(s)
+    s.end("a")
+    assert "b" in sizes(step(s))
+
+
+def test_the_next_turn_computes_only_what_is_new() -> None:
+    s = scheduler()
+    s.add("a", list(range(40)))
+    step(s)
+    s.end("a")
+    s.add("b", [*range(40), 500, 501])
+    (entry,) = step(s).entries
+    assert (entry.start, list(entry.tokens)) == (40, [500, 501])
+
+
+def test_models_that_cannot_share_never_copy() -> None:
+    s = scheduler(share=False)
+    s.add("a", list(range(40)))
+    step(s)
+    s.end("a")
+    s.add("b", list(range(40)))
+    plan = step(s)
+    assert dict(plan.started) == {"b": 0}
+    assert s.lanes.used == 40
+
+
+def test_a_full_cache_preempts_the_newest_of_the_lowest_priority() -> None:
+    s = scheduler(cells=60, batch=40)
+    s.add("old", list(range(15)))
+    s.add("new", list(range(50, 65)))
+    s.add("dear", [90], priority=5)
+    while not s.preemptions:
+        plan = step(s)
+    assert set(sizes(plan)) == {"old", "dear"}
+
+
+def test_a_preempted_sequence_comes_back_with_all_it_knew() -> None:
+    s = scheduler(cells=60, batch=40, share=False)
+    s.add("a", list(range(15)))
+    s.add("b", list(range(50, 65)))
+    while not s.preemptions:
+        step(s)
+    known = list(s.tokens("b"))
+    s.end("a")
+    (entry,) = step(s).entries
+    assert (entry.id, entry.start, list(entry.tokens)) == ("b", 0, known)
+
+
+def test_parking_keeps_the_cache_until_somebody_needs_it() -> None:
+    s = scheduler(cells=40, batch=40)
+    s.add("a", list(range(20)))
+    step(s)
+    s.park("a")
+    assert step(s).entries == ()
+    assert s.lanes.pinned == 20
+    s.add("b", list(range(100, 130)))
+    assert sizes(step(s)) == {"b": 30}
+    s.end("b")
+    s.resume("a")
+    (entry,) = step(s).entries
+    assert entry.start + len(entry.tokens) == 21
+
+
+def test_a_parked_lane_lets_another_sequence_run() -> None:
+    s = scheduler(lanes=1)
+    s.add("a", [1])
+    step(s)
+    s.add("b", [2])
+    assert set(sizes(step(s))) == {"a"}
+    s.park("a")
+    assert set(sizes(step(s))) == {"b"}
+
+
+def test_prompts_that_fill_the_cache_together_do_not_block_each_other() -> None:
+    s = scheduler(cells=64, batch=64, share=False)
+    s.add("a", list(range(60)))
+    s.add("b", list(range(100, 160)))
+    s.add("c", list(range(200, 260)))
+    done: set[str] = set()
+    for _ in range(50):
+        plan = step(s)
+        for entry in plan.entries:
+            if entry.samples:
+                s.end(entry.id)
+                done.add(entry.id)
+        if len(done) == 3:
+            return
+    pytest.fail(f"only {done} finished")
+
+
+def test_what_cannot_ever_fit_is_refused() -> None:
+    s = scheduler(cells=10)
+    with pytest.raises(ValueError, match="do not fit"):
+        s.add("a", list(range(10)))
+    s.add("b", [1])
+    with pytest.raises(ValueError, match="already here"):
+        s.add("b", [1])
+
+
+@pytest.mark.parametrize(("start", "end"), list(itertools.product(Phase, Phase)))
+def test_only_the_transitions_of_the_table_are_possible(start: Phase, end: Phase) -> None:
+    sequence = Sequence(id="a", tokens=[1], priority=0, order=1, phase=start)
+    if end in TRANSITIONS[start]:
+        sequence.to(end)
+        assert sequence.phase is end
+    else:
+        with pytest.raises(IllegalTransition):
+            sequence.to(end)
+
+
+LANES, IDS, CELLS, BATCH, CONTEXT = 3, 5, 64, 16, 60
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Adds, parks, resumes, aborts and steps in any order, on a cache that is too small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = scheduler(lanes=LANES, lane_ids=IDS, cells=CELLS, batch=BATCH)
+        self.cells = Cells(CELLS)
+        self.known: dict[str, list[int]] = {}
+        self.prompts: dict[str, int] = {}
+        self.parked: set[str] = set()
+        self.ended: set[str] = set()
+        self.ids = (f"s{n}" for n in itertools.count())
+
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=40),
+        prefix=st.booleans(),
+        priority=st.integers(0, 1),
+    )
+    def add(self, tokens: list[int], prefix: bool, priority: int) -> None:
+        id = next(self.ids)
+        tokens = ([5] * 36 + tokens)[:50] if prefix else tokens
+        self.scheduler.add(id, tokens, priority=priority)
+        self.known[id] = list(tokens)
+        self.prompts[id] = len(tokens)
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.end(data.draw(st.sampled_from(sorted(self.known))))
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def park(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.known)))
+        self.scheduler.park(id)
+        self.parked.add(id)
+
+    @precondition(lambda self: self.parked)
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.parked)))
+        self.scheduler.resume(id)
+        self.parked.discard(id)
+
+    @rule(token=st.integers(0, 1), seconds=st.floats(1e-4, 2.0))
+    def step(self, token: int, seconds: float) -> None:
+        plan = self.scheduler.plan()
+        for op in plan.ops:
+            self.cells.run(op)
+        assert len({e.id for e in plan.entries}) == len(plan.entries) <= LANES
+        assert len({e.lane for e in plan.entries}) == len(plan.entries)
+        assert sum(len(e.tokens) for e in plan.entries) <= BATCH
+        for entry in plan.entries:
+            assert entry.id not in self.parked
+            known = self.known[entry.id]
+            end = entry.start + len(entry.tokens)
+            assert list(entry.tokens) == known[entry.start : end]
+            assert entry.samples == (end == len(known))
+            self.cells.compute(entry.lane, entry.start, entry.tokens)
+            # What attention sees is exactly this sequence's own tokens, shared or not.
+            assert self.cells.tokens(entry.lane) == known[:end]
+        sampled = {e.id: token for e in plan.entries if e.samples}
+        self.scheduler.apply(plan, sampled, seconds=seconds)
+        for id in sampled:
+            self.known[id].append(token)
+            if len(self.known[id]) >= CONTEXT:
+                self.end(id)
+
+    @precondition(lambda self: self.known)
+    @rule()
+    def drain(self) -> None:
+        """Left alone, everything that is not parked ends: no starvation, no deadlock."""
+        for id in sorted(self.parked):
+            self.scheduler.resume(id)
+        self.parked.clear()
+        for _ in range(400 * (1 + len(self.known))):
+            if not self.known:
+                break
+            self.step(1, 0.01)
+        assert not self.known
+        assert self.scheduler.lanes.pinned == 0
+
+    def end(self, id: str) -> None:
+        assert id not in self.ended
+        self.scheduler.end(id)
+        self.ended.add(id)
+        self.parked.discard(id)
+        del self.known[id]
+
+    @invariant()
+    def nothing_is_lost_or_counted_twice(self) -> None:
+        assert set(self.scheduler._sequences) == set(self.known)
+        counts = {p: self.scheduler.count(p) for p in Phase}
+        assert counts[Phase.PARKED] == len(self.parked)
+        assert counts[Phase.RUNNING] <= LANES
+        assert counts[Phase.ENDED] == 0
+        assert self.scheduler.lanes.used <= CELLS
+        for id, known in self.known.items():
+            assert list(self.scheduler.tokens(id)) == known
+
+
+TestAnyHistory = AnyHistory.TestCase
+TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

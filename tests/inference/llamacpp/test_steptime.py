@@ -1,0 +1,46 @@
+"""The running model of step time."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.llamacpp.steptime import StepTime
+
+
+def test_before_any_prefill_was_measured_the_first_chunk_is_used() -> None:
+    assert StepTime().prefill_tokens(decoding=3, target_seconds=0.2, first=64) == 64
+
+
+def test_the_nearest_measured_count_stands_in_for_others() -> None:
+    time = StepTime()
+    time.learn(decoding=1, prefill=0, seconds=0.01)
+    time.learn(decoding=16, prefill=0, seconds=0.1)
+    assert time.decode_seconds(2) == 0.01
+    assert time.decode_seconds(30) == 0.1
+    assert time.decode_seconds(0) == 0.0
+
+
+@given(
+    price=st.floats(1e-5, 1e-2),
+    decode=st.floats(1e-3, 0.1),
+    target=st.floats(0.05, 1.0),
+)
+def test_a_chunk_fills_the_target(price: float, decode: float, target: float) -> None:
+    time = StepTime()
+    for _ in range(60):
+        time.learn(decoding=4, prefill=0, seconds=decode)
+        time.learn(decoding=4, prefill=100, seconds=decode + 100 * price)
+    tokens = time.prefill_tokens(decoding=4, target_seconds=target, first=1)
+    if target > decode:
+        assert abs(decode + tokens * price - target) <= 2 * price + 1e-6 * target
+    else:
+        assert tokens == 0
+
+
+def test_a_step_faster_than_its_decodes_does_not_make_prefill_free() -> None:
+    time = StepTime()
+    time.learn(decoding=1, prefill=10, seconds=1.0)
+    time.learn(decoding=1, prefill=0, seconds=1.0)
+    time.learn(decoding=1, prefill=10, seconds=0.5)
+    assert time.prefill_tokens(decoding=0, target_seconds=1.0, first=1) == 10
