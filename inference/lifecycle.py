@@ -6,6 +6,7 @@ for good: the operator has to change something. An engine may be closed at any t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from inference.errors import EngineUnavailable
@@ -34,14 +35,15 @@ class IllegalTransition(RuntimeError):
 class Lifecycle:
     """Where one engine is in its life.
 
-    `state`, `reason` and `restarts` change only in `move` and `explain`, which the
-    owner calls from its event loop; everybody else reads.
+    `state`, `reason`, `restarts` and `_next_move` change only in `move` and `explain`,
+    which the owner calls from its event loop; everybody else reads.
     """
 
     def __init__(self) -> None:
         self.state = EngineState.STARTING
         self.reason = ""
         self.restarts = 0
+        self._next_move = asyncio.Event()
 
     def move(self, to: EngineState, reason: str = "") -> None:
         """Go to `to`, for a reason that may be shown to anybody.
@@ -54,6 +56,12 @@ class Lifecycle:
         self.reason = reason
         if to is EngineState.RESTARTING:
             self.restarts += 1
+        moved, self._next_move = self._next_move, asyncio.Event()
+        moved.set()
+
+    async def changed(self) -> None:
+        """Return after the next `move`, of which there is none once it is CLOSED."""
+        await self._next_move.wait()
 
     def explain(self, reason: str) -> None:
         """Say better why the state is what it is, once more is known."""

@@ -86,8 +86,8 @@ class _Tenure:
 class Supervisor:
     """One engine, whatever process it lives in at the moment.
 
-    `_life`, `_link` and `_progress` describe the present process. They change in the
-    task `_task`, in `_on_message`, which the present link calls, and in `close`.
+    `_life`, `_child`, `_link` and `_progress` describe the present process. They change
+    in the task `_task`, in `_on_message`, which the present link calls, and in `close`.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class Supervisor:
         self._settled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._link: Link | None = None
+        self._child: Child | None = None
         self._progress = 0.0
 
     async def start(self) -> None:
@@ -130,6 +131,11 @@ class Supervisor:
             self._task.cancel()
             await asyncio.wait((self._task,))
 
+    @property
+    def pid(self) -> int | None:
+        """The process id, None while there is no process."""
+        return None if self._child is None else self._child.pid
+
     def check(self) -> None:
         """Raise `EngineUnavailable` unless the engine takes requests.
 
@@ -150,6 +156,10 @@ class Supervisor:
     def health(self) -> EngineHealth:
         """State, reason, progress and restarts, without asking the process."""
         return self._life.health(load_progress=self._progress)
+
+    async def state_changed(self) -> None:
+        """Return after the next change of state; nothing follows CLOSED."""
+        await self._life.changed()
 
     async def _supervise(self) -> None:
         try:
@@ -191,11 +201,11 @@ class Supervisor:
             return tenure
         _log.info("engine process %d started", child.pid)
         try:
-            self._link = link
+            self._link, self._child = link, child
             link.send(self._config)
             await self._wait_for_end(tenure, child)
         finally:
-            self._link = None
+            self._link = self._child = None
             if self._life.state is EngineState.READY:
                 self._leave(EngineState.RESTARTING)
             await child.stop()

@@ -140,6 +140,15 @@ class LlamaCppEngine:
         """The engine's state, without asking the process."""
         return self._supervisor.health()
 
+    async def state_changed(self) -> None:
+        """Return after the next change of `health().state`; nothing follows CLOSED."""
+        await self._supervisor.state_changed()
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process, None while there is none: for operators and fault tests."""
+        return self._supervisor.pid
+
     def on_ready(self, info: ModelInfo) -> None:
         """The supervisor calls it: a process is ready."""
         self._info = info

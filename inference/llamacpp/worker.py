@@ -13,6 +13,7 @@ import argparse
 import os
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from inference.llamacpp.messages import (
     ApplyTemplate,
     CountTokens,
     Detokenize,
+    Failure,
     LoadFailed,
     Loading,
     Park,
@@ -151,16 +153,16 @@ class Worker:
             case Submit(request=request):
                 try:
                     self._loop.inbox.put(self._intake.generation(request))
-                except EngineError as error:
-                    event = SequenceEvent(id=request.id, event=to_failure(error))
+                except Exception as error:
+                    event = SequenceEvent(id=request.id, event=_failure(error))
                     self._connection.send(Report(events=(event,), stats=self._loop.stats))
             case Abort() | Park() | Resume():
                 self._loop.inbox.put(message)
             case Tokenize() | Detokenize() | ApplyTemplate() | CountTokens():
                 try:
                     self._connection.send(Reply(call=message.call, value=self._answer(message)))
-                except EngineError as error:
-                    self._connection.send(Refused(call=message.call, failure=to_failure(error)))
+                except Exception as error:
+                    self._connection.send(Refused(call=message.call, failure=_failure(error)))
             case WorkerConfig():
                 raise ValueError("a second configuration")
 
@@ -216,6 +218,17 @@ class Worker:
                 self._connection.send(Loading(progress=done))
 
         return tell
+
+
+def _failure(error: Exception) -> Failure:
+    """An error for the server. One that nobody foresaw fails its own request only.
+
+    Its message may hold prompt text, so only its place and class reach the log.
+    """
+    if isinstance(error, EngineError):
+        return to_failure(error)
+    print("".join(traceback.format_tb(error.__traceback__)), type(error).__name__, file=sys.stderr)
+    return to_failure(EngineError("The engine could not read this request."))
 
 
 def _device(gpu_layers: int) -> str:

@@ -198,6 +198,10 @@ class ScriptedEngine:
             progress = min(1.0, elapsed / self._script.load_seconds)
         return self._life.health(load_progress=progress)
 
+    async def state_changed(self) -> None:
+        """Return after the next change of `health().state`; nothing follows CLOSED."""
+        await self._life.changed()
+
     def _rule_for(self, prompt: Prompt) -> Rule:
         text = reply.last_user_text(prompt)
         return next((rule for rule in self._script.rules if rule.applies_to(text)), _DEFAULT_RULE)

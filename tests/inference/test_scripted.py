@@ -324,7 +324,7 @@ def test_death_takes_every_sequence_and_the_engine_comes_back() -> None:
         with pytest.raises(EngineDied):
             await bystander
         while engine.health().state is not EngineState.READY:
-            await asyncio.sleep(0)
+            await engine.state_changed()
         assert engine.health().restarts == 1
         assert engine.stats().running == 0
 

@@ -86,7 +86,7 @@ def running(
 
 async def in_state(engine: LlamaCppEngine, state: EngineState) -> None:
     while engine.health().state is not state:
-        await asyncio.sleep(0.001)
+        await engine.state_changed()
 
 
 async def log_of(engine: LlamaCppEngine) -> list[str]:
@@ -265,11 +265,11 @@ def test_death_ends_every_stream_and_the_engine_comes_back(run_async: RunAsync, 
 def test_kill_in_mid_stream_again_and_again(run_async: RunAsync) -> None:
     async def scenario(engine: LlamaCppEngine) -> None:
         for restarts in range(3):
-            (pid,) = await engine.tokenize("pid")
+            assert engine.pid is not None
             streams = [engine.generate(request("flood", id=f"r{n}")) for n in range(4)]
             for stream in streams:
                 await anext(stream)
-            os.kill(pid, signal.SIGKILL)
+            os.kill(engine.pid, signal.SIGKILL)
             for stream in streams:
                 with pytest.raises(EngineDied):
                     async for _ in stream:

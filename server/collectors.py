@@ -1,0 +1,121 @@
+"""Figures that are read when somebody asks: the engine's, and the `vllm:` names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from inference.engine import Engine
+from inference.types import EngineHealth, EngineState, EngineStats
+from server.admission import Admission
+from server.metrics import LABELS, PREFIX, VLLM_PREFIX
+
+VLLM_NAMES = frozenset(
+    {
+        "num_requests_running",
+        "num_requests_waiting",
+        "kv_cache_usage_perc",
+        "prompt_tokens",
+        "generation_tokens",
+        "prefix_cache_queries",
+        "prefix_cache_hits",
+        "num_preemptions",
+        "request_success",
+        "time_to_first_token_seconds",
+        "inter_token_latency_seconds",
+        "request_time_per_output_token_seconds",
+        "e2e_request_latency_seconds",
+        "request_queue_time_seconds",
+        "request_prefill_time_seconds",
+        "request_decode_time_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
+    }
+)
+"""The families vLLM has under the same name and meaning."""
+
+Figures = Callable[[EngineStats, EngineHealth], float]
+
+
+def _cache_usage(stats: EngineStats, _health: EngineHealth) -> float:
+    return stats.cache_pinned / stats.cache_total if stats.cache_total else 0.0
+
+
+def _cache_filled(stats: EngineStats, _health: EngineHealth) -> float:
+    return stats.cache_used / stats.cache_total if stats.cache_total else 0.0
+
+
+GAUGES: tuple[tuple[str, str, Figures], ...] = (
+    ("num_requests_running", "Sequences that hold a lane.", lambda s, h: s.running),
+    ("num_requests_waiting", "Sequences in the engine's queue.", lambda s, h: s.waiting),
+    ("num_requests_parked", "Sequences whose reader is slow.", lambda s, h: s.parked),
+    ("lanes_busy", "Lanes that running sequences hold.", lambda s, h: s.lanes_busy),
+    ("lanes_total", "Lanes there are.", lambda s, h: s.lanes_total),
+    ("kv_cache_usage_perc", "Share of cache cells that sequences hold, 0 to 1.", _cache_usage),
+    ("kv_cache_filled_ratio", "The same with reusable prefixes, 0 to 1.", _cache_filled),
+    ("engine_up", "1 while the engine takes requests.", lambda s, h: h.state is EngineState.READY),
+)
+COUNTERS: tuple[tuple[str, str, Figures], ...] = (
+    (
+        "prefix_cache_queries",
+        "Prompt tokens looked up in the cache.",
+        lambda s, h: s.prefix_queries,
+    ),
+    ("prefix_cache_hits", "Prompt tokens found there.", lambda s, h: s.prefix_hits),
+    ("num_preemptions", "Sequences that lost their cache for a while.", lambda s, h: s.preemptions),
+    ("engine_steps", "Batches decoded.", lambda s, h: s.steps),
+    ("engine_step_seconds", "Time spent in steps.", lambda s, h: s.step_seconds),
+    ("engine_decode_seconds", "Time llama.cpp took of them.", lambda s, h: s.decode_seconds),
+    ("engine_restarts", "Times the engine was started again.", lambda s, h: h.restarts),
+)
+
+
+class EngineCollector(Collector):
+    """Reads the engine's snapshot at each scrape.
+
+    Its counters begin again with every engine process, which Prometheus' `rate` allows
+    for.
+    """
+
+    def __init__(self, engine: Engine, admission: Admission, labels: tuple[str, ...]) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield one family for each figure."""
+        stats, health = self._engine.stats(), self._engine.health()
+        gauges = [(name, text, figure(stats, health)) for name, text, figure in GAUGES]
+        gauges.append(("requests_in_flight", "Requests past admission.", self._admission.in_flight))
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)
+            gauge.add_metric(self._labels, value)
+            yield gauge
+        for name, text, figure in COUNTERS:
+            counter = CounterMetricFamily(PREFIX + name, text, labels=LABELS)
+            counter.add_metric(self._labels, figure(stats, health))
+            yield counter
+
+
+class WithVllmNames(Collector):
+    """A registry's families, each followed by its twin under vLLM's name if it has one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the registry's own families and the twins."""
+        for family in self._registry.collect():
+            yield family
+            name = family.name.removeprefix(PREFIX)
+            if name in VLLM_NAMES:
+                twin = Metric(VLLM_PREFIX + name, family.documentation, family.type)
+                for sample in family.samples:
+                    twin.samples.append(
+                        sample._replace(name=VLLM_PREFIX + sample.name.removeprefix(PREFIX))
+                    )
+                yield twin

@@ -1,0 +1,120 @@
+"""What is measured at the edge, under the names that dashboards already query.
+
+Definitions. *TTFT*: from the request's arrival, before its body is read, to the first
+delta that carries text. *ITL*: every gap between two deltas of a sequence, observed
+once however many tokens the later one carries. *TPOT*: (end to end − TTFT) / (tokens −
+1). *End to end*: from arrival to the last event. *Queue*: from the engine's taking the
+request to its first lane. *Prefill*: from that lane to the first delta with text.
+*Decode*: from there to the end. All in seconds. Each sequence counts: a request with
+`n` = 3 appears three times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+PREFIX = "headrace_"
+VLLM_PREFIX = "vllm:"
+ENGINE_LABEL = "0"
+
+TTFT_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
+)
+ITL_BUCKETS = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
+)
+LATENCY_BUCKETS = (
+    *(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20),
+    *(30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680),
+)
+TOKEN_BUCKETS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
+
+LABELS = ("model_name", "engine")
+
+
+class Metrics:
+    """The instruments of one application, on a registry of its own."""
+
+    def __init__(self, model_name: str) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.labels = (model_name, ENGINE_LABEL)
+        self.ttft = self._seconds(
+            "time_to_first_token", "Time from arrival to the first text.", TTFT_BUCKETS
+        )
+        self.itl = self._seconds(
+            "inter_token_latency", "Gap between two deltas of a sequence.", ITL_BUCKETS
+        )
+        self.tpot = self._seconds(
+            "request_time_per_output_token", "Mean time of a token after the first.", ITL_BUCKETS
+        )
+        self.e2e = self._seconds(
+            "e2e_request_latency", "Time from arrival to the end.", LATENCY_BUCKETS
+        )
+        self.queue = self._seconds(
+            "request_queue_time", "Time in the queue before the first lane.", LATENCY_BUCKETS
+        )
+        self.prefill = self._seconds(
+            "request_prefill_time", "Time from the first lane to the first text.", LATENCY_BUCKETS
+        )
+        self.decode = self._seconds(
+            "request_decode_time", "Time from the first text to the end.", LATENCY_BUCKETS
+        )
+        self.request_prompt_tokens = self._histogram(
+            "request_prompt_tokens", "Prompt tokens of a sequence.", TOKEN_BUCKETS
+        )
+        self.request_generation_tokens = self._histogram(
+            "request_generation_tokens", "Generated tokens of a sequence.", TOKEN_BUCKETS
+        )
+        self.prompt_tokens = self._counter(
+            "prompt_tokens", "Prompt tokens of sequences that got a lane."
+        )
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._success = Counter(
+            PREFIX + "request_success",
+            "Sequences that were accepted and ended, by how: stop, length, abort or error.",
+            (*LABELS, "finished_reason"),
+            registry=self.registry,
+        )
+        self._streams = Counter(
+            PREFIX + "stream_outcomes",
+            "Streams that began, by how they ended: completed, disconnected or error.",
+            (*LABELS, "outcome"),
+            registry=self.registry,
+        )
+        self._responses = Counter(
+            PREFIX + "http_responses",
+            "HTTP responses by route and status; 499 is a client that went first.",
+            (*LABELS, "route", "status"),
+            registry=self.registry,
+        )
+        for reason in ("stop", "length", "abort", "error"):
+            self._success.labels(*self.labels, reason)
+        for outcome in ("completed", "disconnected", "error"):
+            self._streams.labels(*self.labels, outcome)
+
+    def count_end(self, finished_reason: str) -> None:
+        """Count one sequence's end."""
+        self._success.labels(*self.labels, finished_reason).inc()
+
+    def count_stream(self, outcome: str) -> None:
+        """Count one stream's end."""
+        self._streams.labels(*self.labels, outcome).inc()
+
+    def count_response(self, route: str, status: int) -> None:
+        """Count one HTTP response. `route` is a path template, never a client's text."""
+        self._responses.labels(*self.labels, route, str(status)).inc()
+
+    def _seconds(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return self._histogram(name + "_seconds", text, buckets)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(
+            PREFIX + name, text, LABELS, buckets=buckets, registry=self.registry
+        ).labels(*self.labels)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(PREFIX + name, text, LABELS, registry=self.registry).labels(*self.labels)

@@ -1,0 +1,223 @@
+"""Every setting of the server, and the only place that reads the environment.
+
+A value comes from the first of: a flag (`--max-body-bytes`), a variable
+(`HEADRACE_MAX_BODY_BYTES`), the TOML file (`max_body_bytes = 2097152`), the default.
+All three spell the name of the field below. The command line is generated from the
+fields, so a new setting is one new field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+PREFIX = "HEADRACE_"
+FILE_VARIABLE = PREFIX + "CONFIG"
+
+GROUPS = ("model", "network", "engine", "limits", "operation")
+"""The order in which `headrace serve --help` shows the settings."""
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used. The message names it and where it came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How the command line shows a setting; a switch has no `metavar`."""
+
+    group: str
+    metavar: str
+    help: str
+
+
+NotEmpty = Meta(min_length=1)
+Natural = Meta(ge=0, le=100_000_000)
+Positive = Meta(ge=1, le=1_000_000)
+Lanes = Meta(ge=1, le=256)  # llama.cpp's LLAMA_MAX_SEQ
+Seconds = Meta(ge=0.0, le=86_400.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `headrace serve` runs with. Immutable; build it with `load_settings`.
+
+    `port` 0 takes any free port. `context` 0 is what the model was trained for,
+    `cache_tokens` 0 leaves room for every lane, `threads` 0 leaves the choice to the
+    engine, `gpu_layers` -1 is all of them, `max_tokens_limit` 0 is the context.
+    """
+
+    model: Annotated[str, NotEmpty, Option("model", "ID|PATH", "catalogue id or .gguf file")] = (
+        "default"
+    )
+    engine: Annotated[
+        Literal["llamacpp", "scripted"], Option("model", "NAME", "llamacpp or scripted")
+    ] = "llamacpp"
+    script: Annotated[Path | None, Option("model", "FILE", "what the scripted engine plays")] = None
+    offline: Annotated[bool, Option("model", "", "never download a model")] = False
+
+    host: Annotated[str, NotEmpty, Option("network", "ADDR", "address to listen on")] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(ge=0, le=65535), Option("network", "N", "port to listen on, 0 for any")
+    ] = 8080
+    api_key_file: Annotated[Path | None, Option("network", "FILE", "accepted keys, one a line")] = (
+        None
+    )
+    allow_unauthenticated: Annotated[
+        bool, Option("network", "", "listen beyond loopback without keys")
+    ] = False
+
+    lanes: Annotated[int, Lanes, Option("engine", "N", "sequences that run at once")] = 16
+    context: Annotated[int, Natural, Option("engine", "N", "tokens a sequence, 0: the model's")] = 0
+    cache_tokens: Annotated[int, Natural, Option("engine", "N", "KV cache cells, 0: chosen")] = 0
+    threads: Annotated[
+        int, Meta(ge=0, le=1024), Option("engine", "N", "decoding threads, 0: chosen")
+    ] = 0
+    gpu_layers: Annotated[
+        int, Meta(ge=-1, le=100_000), Option("engine", "N", "layers on the GPU, -1: all")
+    ] = -1
+    batch_tokens: Annotated[
+        int, Meta(ge=16, le=65_536), Option("engine", "N", "most prompt tokens in one step")
+    ] = 512
+    layout: Annotated[
+        Literal["unified", "split"], Option("engine", "NAME", "KV cache: unified or split")
+    ] = "unified"
+    target_itl_ms: Annotated[
+        float, Meta(gt=0.0, le=60_000.0), Option("engine", "MS", "inter-token latency to hold")
+    ] = 200.0
+
+    max_requests: Annotated[
+        int, Positive, Option("limits", "N", "running and waiting, beyond: 429")
+    ] = 256
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 30), Option("limits", "N", "size of a request")
+    ] = 2 * 1024 * 1024
+    max_n: Annotated[int, Meta(ge=1, le=128), Option("limits", "N", "choices a request")] = 16
+    max_tokens_limit: Annotated[
+        int, Natural, Option("limits", "N", "largest max_tokens, 0: the context")
+    ] = 0
+    body_seconds: Annotated[
+        float, Meta(gt=0.0, le=3600.0), Option("limits", "S", "time to receive a request")
+    ] = 30.0
+    disconnect_grace_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "time a request outlives its client")
+    ] = 0.0
+    drain_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "time for streams to end at shutdown")
+    ] = 30.0
+
+    vllm_metrics: Annotated[bool, Option("operation", "", "metrics also under vllm: names")] = False
+    log_format: Annotated[
+        Literal["console", "json"], Option("operation", "NAME", "console or json")
+    ] = "console"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Option("operation", "NAME", "debug, info, warning or error"),
+    ] = "info"
+    log_prompts: Annotated[bool, Option("operation", "", "prompts and answers in the log")] = False
+
+
+TYPES: Mapping[str, Any] = typing.get_type_hints(Settings, include_extras=True)
+"""The fields' types with range and `Option`, in the order of declaration."""
+
+
+def option_of(name: str) -> Option:
+    """How the command line shows the field of that name."""
+    return next(extra for extra in TYPES[name].__metadata__ if isinstance(extra, Option))
+
+
+def flag_of(name: str) -> str:
+    """The command line's spelling of a field: `--max-body-bytes`."""
+    return "--" + name.replace("_", "-")
+
+
+def variable_of(name: str) -> str:
+    """The environment's spelling of a field: `HEADRACE_MAX_BODY_BYTES`."""
+    return PREFIX + name.upper()
+
+
+def load_settings(
+    *,
+    flags: Mapping[str, object],
+    environ: Mapping[str, str] = os.environ,
+    file: Path | None = None,
+) -> Settings:
+    """Put the settings together: flag, then environment, then file, then default.
+
+    A flag that is None and a variable that is empty count as not given. Without
+    `file`, the variable `HEADRACE_CONFIG` may name one. Variables with the prefix that
+    name no setting are ignored, for orchestrators make up their own. Raises
+    `SettingsError`.
+    """
+    if file is None and environ.get(FILE_VARIABLE):
+        file = Path(environ[FILE_VARIABLE]).expanduser()
+    values = {} if file is None else _from_file(file)
+    for name in TYPES:
+        if variable := environ.get(variable_of(name)):
+            values[name] = _convert(name, variable, f"variable {variable_of(name)}")
+        if flags.get(name) is not None:
+            values[name] = _convert(name, flags[name], f"flag {flag_of(name)}")
+    return Settings(**values)
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    """Read the TOML file. Relative paths in it are relative to its folder."""
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"file {file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"file {file}: not valid TOML: {error}") from None
+    values = {}
+    for key, value in table.items():
+        if key not in TYPES:
+            near = difflib.get_close_matches(key, TYPES, n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"file {file}: unknown key {key}{hint}")
+        converted = _convert(key, value, f"file {file} key {key}")
+        values[key] = file.parent / converted if isinstance(converted, Path) else converted
+    return values
+
+
+def _convert(name: str, value: object, place: str) -> Any:
+    """Turn what a flag, a variable or the file holds into the field's type, in range."""
+    try:
+        converted = msgspec.convert(value, TYPES[name], strict=False, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{place}: {_expected(name, error)}, not {_shown(value)}") from None
+    # Comparisons with NaN are always false, so a range alone might not stop it.
+    if isinstance(converted, float) and math.isnan(converted):
+        raise SettingsError(f"{place}: expected a number, not {_shown(value)}")
+    return converted
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str) and value:
+        return Path(value).expanduser()
+    raise msgspec.ValidationError("Expected a path")
+
+
+def _expected(name: str, error: msgspec.ValidationError) -> str:
+    """Say which type and range, or which words, the field takes."""
+    words = typing.get_args(TYPES[name].__origin__)
+    if words and all(isinstance(word, str) for word in words):
+        return "expected " + " or ".join(words)
+    if TYPES[name].__origin__ is bool:
+        return "expected true or false"
+    text = str(error).split(", got ")[0].replace("`", "")
+    return text[:1].lower() + text[1:]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,192 @@
+"""What `POST /v1/chat/completions` gives: chunks while it streams, or one body.
+
+Follows OpenAI's reference (https://platform.openai.com/docs/api-reference/chat).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import UNSET, Struct, UnsetType
+
+from inference.types import Accepted, Delta, Event, Finished, TokenLogprob, TopLogprob, Usage
+from server.wire.common import Envelope, UsageBody, finite, usage_of
+
+
+class TopTokenBody(Struct, frozen=True, kw_only=True):
+    """A token with its log probability; `bytes` since a token may be half a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenBody(TopTokenBody, frozen=True, kw_only=True):
+    """The token that was chosen, and its competitors."""
+
+    top_logprobs: list[TopTokenBody]
+
+
+class LogprobsBody(Struct, frozen=True, kw_only=True):
+    """The log probabilities of a choice or of a chunk."""
+
+    content: list[TokenBody]
+    refusal: None = None
+
+
+class DeltaBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a chunk adds to the message."""
+
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChunkChoice(Struct, frozen=True, kw_only=True):
+    """What a chunk adds to one choice."""
+
+    index: int
+    delta: DeltaBody
+    logprobs: LogprobsBody | None = None
+    finish_reason: str | None = None
+
+
+class ChatChunk(Struct, frozen=True, kw_only=True):
+    """One event of a streamed chat completion."""
+
+    id: str
+    object: str = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: UsageBody | UnsetType | None = UNSET
+
+
+class MessageBody(Struct, frozen=True, kw_only=True):
+    """The assistant's message."""
+
+    content: str
+    role: str = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(Struct, frozen=True, kw_only=True):
+    """One choice of a whole chat completion."""
+
+    index: int
+    message: MessageBody
+    logprobs: LogprobsBody | None
+    finish_reason: str
+
+
+class ChatBody(Struct, frozen=True, kw_only=True):
+    """A whole chat completion."""
+
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+
+
+class ChatProjection:
+    """Shows events as chat completion chunks. Keeps nothing between them."""
+
+    def __init__(self, envelope: Envelope, *, n: int, include_usage: bool) -> None:
+        self._envelope = envelope
+        self._n = n
+        self._usage: UnsetType | None = None if include_usage else UNSET
+
+    def show(self, index: int, event: Event) -> Sequence[ChatChunk]:
+        """Build the chunks of an event: the role first, then text, then the reason it ended."""
+        match event:
+            case Accepted():
+                choice = ChunkChoice(index=index, delta=DeltaBody(role="assistant", content=""))
+            case Delta(text=text, logprobs=logprobs) if text or logprobs:
+                choice = ChunkChoice(
+                    index=index, delta=DeltaBody(content=text), logprobs=_logprobs(logprobs)
+                )
+            case Finished(reason=reason):
+                choice = ChunkChoice(index=index, delta=DeltaBody(), finish_reason=reason.value)
+            case _:
+                return ()
+        return (self._chunk([choice], self._usage),)
+
+    def end(self, usages: Sequence[Usage]) -> Sequence[ChatChunk]:
+        """Build the usage chunk, if it was asked for."""
+        return () if self._usage is UNSET else (self._chunk([], usage_of(usages, self._n)),)
+
+    def _chunk(self, choices: list[ChunkChoice], usage: UsageBody | UnsetType | None) -> ChatChunk:
+        head = self._envelope
+        return ChatChunk(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            system_fingerprint=head.fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+
+class ChatSummary:
+    """Gathers events into a whole chat completion."""
+
+    def __init__(self, envelope: Envelope, *, n: int, logprobs: bool) -> None:
+        self._envelope = envelope
+        self._logprobs = logprobs
+        self._texts: list[list[str]] = [[] for _ in range(n)]
+        self._tokens: list[list[TokenBody]] = [[] for _ in range(n)]
+        self._reasons = [""] * n
+
+    def add(self, index: int, event: Event) -> None:
+        """Keep text, log probabilities and the reason of the end."""
+        match event:
+            case Delta(text=text, logprobs=logprobs):
+                self._texts[index].append(text)
+                self._tokens[index].extend(map(_token, logprobs or ()))
+            case Finished(reason=reason):
+                self._reasons[index] = reason.value
+
+    def body(self, usages: Sequence[Usage]) -> ChatBody:
+        """Build the completion."""
+        choices = [
+            ChatChoice(
+                index=index,
+                message=MessageBody(content="".join(self._texts[index])),
+                logprobs=LogprobsBody(content=tokens) if self._logprobs else None,
+                finish_reason=self._reasons[index],
+            )
+            for index, tokens in enumerate(self._tokens)
+        ]
+        head = self._envelope
+        return ChatBody(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            system_fingerprint=head.fingerprint,
+            choices=choices,
+            usage=usage_of(usages, len(choices)),
+        )
+
+
+def _logprobs(tokens: Sequence[TokenLogprob] | None) -> LogprobsBody | None:
+    return LogprobsBody(content=[_token(token) for token in tokens]) if tokens else None
+
+
+def _token(token: TokenLogprob) -> TokenBody:
+    return TokenBody(
+        token=token.piece.decode("utf-8", "replace"),
+        logprob=finite(token.logprob),
+        bytes=list(token.piece),
+        top_logprobs=[_top(top) for top in token.top],
+    )
+
+
+def _top(top: TopLogprob) -> TopTokenBody:
+    return TopTokenBody(
+        token=top.piece.decode("utf-8", "replace"),
+        logprob=finite(top.logprob),
+        bytes=list(top.piece),
+    )

@@ -1,0 +1,118 @@
+"""Bytes to request structs, with errors that name the field.
+
+A body is decoded twice: first as far as its top-level names, to tell a parameter that
+is known but not built from one that nobody knows, then into its struct. So the struct
+of a whole body ignores unknown fields, and every struct inside it forbids them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NoReturn, TypeVar
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+
+from server.errors import ApiError, invalid, unsupported
+
+Body = TypeVar("Body", bound=Struct)
+
+Harmless = Mapping[str, Sequence[object]]
+"""Parameters that are not built, each with the values that ask for nothing. None always does."""
+
+SHOWN_CHARS = 64
+MESSAGE_CHARS = 240
+
+_PATH = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
+_TYPE = re.compile(r"Expected `[^`]*`(?:, got `|$)")
+_NAMES = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+async def read_json(request: Request) -> str:
+    """Read the request's body as text.
+
+    Raises `ApiError` 415 for any other type than UTF-8 JSON, 400 for bytes that are not
+    UTF-8, and whatever the body's limits raise.
+    """
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    charset = parameters.strip().lower().replace('"', "")
+    if media_type.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
+        raise ApiError(415, "unsupported_media_type", "The body must be application/json in UTF-8.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "unsupported_media_type", "The body must not be compressed.")
+    try:
+        return (await request.body()).decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"The body is not valid UTF-8 (byte {error.start})."
+        raise invalid(message, None, "invalid_json") from None
+
+
+def decode(text: str, kind: type[Body], unbuilt: Harmless) -> Body:
+    """Build the struct.
+
+    Raises `ApiError` 400: broken JSON, a field of the wrong type or out of range, one
+    in `unbuilt` that asks for something, one that nobody knows.
+    """
+    try:
+        names = _NAMES.decode(text)
+        known = kind.__struct_fields__
+        for name, value in names.items():
+            if name in unbuilt:
+                refuse_unbuilt(name, msgspec.json.decode(value), unbuilt[name])
+            elif name not in known:
+                _refuse_unknown(name)
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        raise _translate(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise invalid(f"The body is not valid JSON: {error}.", None, "invalid_json") from None
+    except RecursionError:
+        raise invalid("The body is nested too deeply.", None, "invalid_json") from None
+
+
+def refuse_unbuilt(path: str, value: object, harmless: Sequence[object]) -> None:
+    """Raise `ApiError` 400 unless the value is one that asks for nothing."""
+    if value is None:
+        return
+    # `1 == True` in Python, but not in JSON.
+    if not any(type(value) is type(each) and value == each for each in harmless):
+        raise unsupported(path)
+
+
+def refuse_unbuilt_fields(where: str, struct: Struct, unbuilt: Harmless) -> None:
+    """Do the same for the fields of a struct inside the body, at path `where`."""
+    for name, harmless in unbuilt.items():
+        refuse_unbuilt(f"{where}.{name}", getattr(struct, name), harmless)
+
+
+def _refuse_unknown(name: str) -> NoReturn:
+    shown = name[:SHOWN_CHARS]
+    raise invalid(f"There is no parameter `{shown}`.", shown, "unknown_parameter")
+
+
+def _translate(text: str) -> ApiError:
+    """Turn msgspec's message, which ends with a path, into ours.
+
+    "Expected `int`, got `str` - at `$.messages[2].role`" names `messages[2].role`; of a
+    dictionary it names the dictionary: `$.logit_bias[...]` is `logit_bias`.
+    """
+    found = _PATH.search(text)
+    path = found["path"].replace("[...]", "").lstrip(".") if found else ""
+    reason = text[: found.start()] if found else text
+    if missing := _MISSING.match(reason):
+        param = _join(path, missing["field"])
+        return invalid(f"`{param}` is required.", param, "missing_required_parameter")
+    if unknown := _UNKNOWN.match(reason):
+        param = _join(path, unknown["field"][:SHOWN_CHARS])
+        return invalid(f"There is no parameter `{param}`.", param, "unknown_parameter")
+    code = "invalid_type" if _TYPE.match(reason) else "invalid_value"
+    where = f"`{path}`" if path else "The body"
+    return invalid(f"{where}: {reason[:MESSAGE_CHARS]}.", path or None, code)
+
+
+def _join(path: str, field: str) -> str:
+    return f"{path}.{field}" if path else field

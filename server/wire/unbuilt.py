@@ -1,0 +1,95 @@
+"""Parameters that clients of other servers send and this one does not act on.
+
+Each is refused by name, never ignored: an answer that silently lacks what was asked
+for is worse than none. Beside each name stand the values that ask for nothing, which
+are let through, for some clients send every parameter there is.
+"""
+
+from __future__ import annotations
+
+from server.wire.decoding import Harmless
+
+NONE: Harmless = {}
+
+BOTH: Harmless = {
+    # OpenAI. `metadata` means something only for stored responses.
+    "metadata": ({},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    # vLLM and its likes
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1, 1.0),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    # llama-server
+    "cache_prompt": (True,),
+    "dry_multiplier": (0, 0.0),
+    "grammar": ("",),
+    "json_schema": (),
+    "mirostat": (0,),
+    "n_predict": (),
+    "n_probs": (0,),
+    "repeat_penalty": (1, 1.0),
+    "response_format": ({"type": "text"},),
+    "typical_p": (1, 1.0),
+    "xtc_probability": (0, 0.0),
+}
+
+CHAT: Harmless = {
+    **BOTH,
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "audio": (),
+    # A template from a request would be code from a request.
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "prompt_cache_retention": ("in_memory",),
+    "reasoning_effort": ("none",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+COMPLETIONS: Harmless = {
+    **BOTH,
+    "add_special_tokens": (True,),
+    "max_completion_tokens": (),
+    "suffix": ("",),
+}
+
+MESSAGE: Harmless = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "reasoning_content": ("",),
+    "refusal": (),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}
+"""Fields of a message. An assistant's answer, sent back as it came, must pass."""

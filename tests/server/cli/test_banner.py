@@ -1,0 +1,61 @@
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+from inference.types import ModelInfo
+from server.cli.banner import FIRST_KEY, banner, curl
+
+INFO = ModelInfo(
+    id="smollm2-135m-instruct",
+    description="llama 134.52M Q4_1",
+    quantization="Q4_1",
+    parameters=134_515_008,
+    size_bytes=98_362_432,
+    vocab_size=49152,
+    context_length=8192,
+    train_context_length=8192,
+    has_chat_template=True,
+    engine="llamacpp",
+    device="CPU",
+    layout="unified",
+    lanes=16,
+    cache_tokens=16384,
+    threads=2,
+)
+URL = "http://127.0.0.1:8080"
+
+
+def test_the_banner_says_what_runs_where() -> None:
+    text = banner(INFO, version="0.1.0", url=URL, loopback=True, api_key_file=None)
+    words = (
+        *("smollm2-135m-instruct", "Q4_1", "unified", "16 lanes", "8192", "16384"),
+        *("2 threads", "CPU", URL, "135M", "98 MB", "loopback only", "--api-key-file"),
+    )
+    assert [word for word in words if word not in text] == []
+    assert text.splitlines()[-1].startswith("curl -N ")
+
+
+def test_an_open_server_is_called_open() -> None:
+    text = banner(INFO, version="", url=URL, loopback=False, api_key_file=None)
+    assert "NONE: anybody" in text
+
+
+def test_the_curl_line_is_a_valid_request() -> None:
+    words = shlex.split(curl(URL, None))
+    body = json.loads(words[words.index("-d") + 1])
+    assert body["stream"] is True
+    assert body["messages"][0]["role"] == "user"
+    assert words[2] == f"{URL}/v1/chat/completions"
+    assert "\n" not in curl(URL, None)
+
+
+def test_the_curl_line_takes_the_key_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "my keys"
+    file.write_text("# team\n\nsk-one\nsk-two\n")
+    line = curl(URL, file)
+    assert "sk-one" not in line
+    header = line.split("-H ", 1)[1].split(" -H", 1)[0]
+    shown = subprocess.run(["bash", "-c", f"echo {header}"], capture_output=True, check=True)
+    assert shown.stdout == b"Authorization: Bearer sk-one\n"
+    assert FIRST_KEY in line
