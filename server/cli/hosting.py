@@ -152,7 +152,7 @@ class _Stop:
 
     async def _drain(self) -> None:
         await asyncio.sleep(self._drain_seconds)
-        log.warning("drain time is over, ending streams", running=self._engine.stats().running)
+        log.warning("drain_expired", running=self._engine.stats().running)
         await self._engine.close()
 
 

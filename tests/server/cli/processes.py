@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HEADRACE = (sys.executable, "-m", "server.cli")
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 
 
 def environment(home: Path) -> dict[str, str]:

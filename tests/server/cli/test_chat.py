@@ -117,7 +117,7 @@ def test_a_failure_does_not_end_the_session(server: Serving, tmp_path: Path) -> 
         screen.type("/history")
         screen.expect("assistant: one two\n")
         screen.type("endless")
-        screen.expect("[the context is full: /reset]")
+        screen.expect("[the context is full: /reset]\n> ")
         screen.press("d")
         assert screen.end() == 0
 
@@ -176,7 +176,7 @@ def test_a_pipe_gets_one_line_of_error(
         ("ftp://127.0.0.1", 2, "expected http://HOST:PORT"),
         ("127.0.0.1:8080", 2, "expected http://HOST:PORT"),
         ("http://127.0.0.1:y", 2, "--url http://127.0.0.1:y: "),
-            ("http://127.0.0.1:99999", 1, "no server answers at http://127.0.0.1:99999"),
+        ("http://127.0.0.1:99999", 1, "no server answers at http://127.0.0.1:99999"),
     ],
 )
 def test_no_server_there_is_said_plainly(tmp_path: Path, url: str, code: int, words: str) -> None:

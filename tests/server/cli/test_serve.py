@@ -61,7 +61,7 @@ def test_streams_finish_while_it_drains(tmp_path: Path) -> None:
     script = '[[rules]]\nreply = "a b c d e f g h"\ntoken_seconds = 0.05\n'
     with serving(home=tmp_path, script=script) as server:
         with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=CHAT) as response:
-            got = []
+            got: list[str] = []
             for event in httpx2.EventSource(response):
                 if not got:
                     server.process.send_signal(signal.SIGTERM)
@@ -84,13 +84,15 @@ def test_streams_that_outlast_the_drain_end_with_an_error_event(tmp_path: Path) 
 
 
 def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    with serving(home=tmp_path, script=HANGS) as server:
-        with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=CHAT) as response:
-            next(iter(httpx2.EventSource(response)))
-            server.process.send_signal(signal.SIGTERM)
-            server.next_log_line("stopping")
-            server.process.send_signal(signal.SIGTERM)
-            assert server.end()[0] == -signal.SIGTERM
+    with (
+        serving(home=tmp_path, script=HANGS) as server,
+        httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=CHAT) as response,
+    ):
+        next(iter(httpx2.EventSource(response)))
+        server.process.send_signal(signal.SIGTERM)
+        server.next_log_line("stopping")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end()[0] == -signal.SIGTERM
 
 
 def test_a_signal_while_loading_ends_it(tmp_path: Path) -> None:
@@ -116,9 +118,7 @@ def test_a_model_that_does_not_load_is_exit_code_1(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert out == ""
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == (
-        "headrace: the model cannot be loaded: the file is cut short"
-    )
+    assert err.splitlines()[-1] == ("headrace: the model cannot be loaded: the file is cut short")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,9 @@ class FakeEngine:
     """Only its health: one step further at each look."""
 
     def __init__(self, *progress: float) -> None:
-        self._healths = [EngineHealth(state=EngineState.STARTING, load_progress=p) for p in progress]
+        self._healths = [
+            EngineHealth(state=EngineState.STARTING, load_progress=p) for p in progress
+        ]
         self._healths.append(EngineHealth(state=EngineState.READY, load_progress=1.0))
 
     def health(self) -> EngineHealth:
