@@ -1,0 +1,197 @@
+"""The command line: `python -m benchmarks compare | report | list`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import os
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+
+import uvloop
+
+from benchmarks import session as sessions
+from benchmarks.cache import PeerCache, llama_cpp_python_version
+from benchmarks.html_report import render_html
+from benchmarks.pairs import run_session
+from benchmarks.peers import PEERS, PeerError
+from benchmarks.report import render_markdown
+from benchmarks.session import Plan, Session, Side
+from benchmarks.workloads import WORKLOADS
+
+LABELS = ("a", "b")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = build_parser().parse_args(argv)
+    try:
+        status: int = options.run(options)
+    except PeerError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all its commands."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    compare = commands.add_parser("compare", help="measure one server, or two alternately")
+    _add_compare(compare)
+    compare.set_defaults(run=_compare)
+    report = commands.add_parser("report", help="write the reports of a saved session again")
+    report.add_argument("directory", type=Path, help="where results.json lies")
+    report.set_defaults(run=lambda options: _write(sessions.load(_results(options)), options))
+    listing = commands.add_parser("list", help="show workloads and peers")
+    listing.set_defaults(run=_list)
+    return parser
+
+
+def _results(options: argparse.Namespace) -> Path:
+    directory: Path = options.directory
+    return directory / "results.json"
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    work = parser.add_argument_group("work")
+    work.add_argument("--workload", default="short", help="names with commas, or 'all'")
+    work.add_argument("--concurrency", type=_numbers, default=(), metavar="N,N", help="closed loop")
+    work.add_argument("--rate", type=float, metavar="R", help="open loop: arrivals per second")
+    work.add_argument("--duration", type=float, metavar="S", help="open loop: seconds of arrivals")
+    work.add_argument("--rounds", type=int, default=3, metavar="N", help="A B A B ... (3)")
+    work.add_argument("--seed", type=int, default=1, metavar="N", help="of texts and arrivals (1)")
+    work.add_argument(
+        "--no-ignore-eos", action="store_true", help="for servers that refuse the field"
+    )
+    work.add_argument("--request-timeout", type=float, default=600.0, metavar="S")
+    servers = parser.add_argument_group("servers; a peer is a name, a URL or package.module:name")
+    for label in LABELS:
+        servers.add_argument(f"--{label}", metavar="PEER", help=f"{label.upper()}'s server")
+        servers.add_argument(f"--{label}-flags", default="", metavar="'...'", help="added, and win")
+        servers.add_argument(f"--{label}-model", metavar="PATH", help="instead of --model")
+        servers.add_argument(f"--{label}-program", metavar="PATH", help="its executable")
+        servers.add_argument(
+            f"--{label}-key-env", metavar="NAME", help="variable with the API key of a URL"
+        )
+    servers.add_argument("--model", default="default", metavar="PATH|ID", help="file for both")
+    servers.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="(all cores)"
+    )
+    servers.add_argument("--keep", action="store_true", help="keep both up between measurements")
+    servers.add_argument("--start-timeout", type=float, default=300.0, metavar="S")
+    parser.add_argument(
+        "--out", dest="directory", type=Path, default=Path("bench-results"), metavar="DIR"
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(part) for part in text.split(","))
+    if not all(number > 0 for number in numbers):
+        raise argparse.ArgumentTypeError("levels must be positive")
+    return numbers
+
+
+def _workloads(text: str) -> tuple[str, ...]:
+    names = tuple(WORKLOADS) if text == "all" else tuple(text.split(","))
+    if unknown := [name for name in names if name not in WORKLOADS]:
+        raise PeerError(f"unknown workload {unknown[0]!r}; known: {', '.join(WORKLOADS)}, all")
+    return names
+
+
+def _sides(options: argparse.Namespace) -> list[Side]:
+    sides = []
+    for label in LABELS:
+        given = {name: getattr(options, f"{label}_{name}") for name in ("flags", "program")}
+        if (peer := getattr(options, label)) is None:
+            continue
+        key_variable = getattr(options, f"{label}_key_env")
+        sides.append(
+            Side(
+                label=label.upper(),
+                peer=peer,
+                model=_model_path(getattr(options, f"{label}_model") or options.model, peer),
+                flags=tuple(shlex.split(given["flags"])),
+                program=given["program"],
+                api_key=os.environ.get(key_variable, "") if key_variable else "",
+            )
+        )
+    if not sides:
+        raise PeerError("name at least one server: --a PEER")
+    return sides
+
+
+def _model_path(name: str, peer: str) -> str:
+    """A file as it is; a catalogue id as the path of its file, fetched when missing."""
+    if peer not in ("headrace", "llama-server", "llama-cpp-python") or Path(name).exists():
+        return name
+    try:
+        models = importlib.import_module("models")
+        return str(models.resolve(name, progress=True).path)
+    except Exception as error:
+        raise PeerError(f"no model file for {name!r}: {error}") from error
+
+
+def _compare(options: argparse.Namespace) -> int:
+    plan = Plan(
+        workloads=_workloads(options.workload),
+        rounds=options.rounds,
+        concurrency=options.concurrency,
+        rate=options.rate,
+        duration_seconds=options.duration,
+        threads=options.threads,
+        seed=options.seed,
+        fresh=not options.keep,
+        start_seconds=options.start_timeout,
+        request_timeout_seconds=options.request_timeout,
+        ignore_eos=not options.no_ignore_eos,
+    )
+    sides = _sides(options)
+    cache = PeerCache.of_version(llama_cpp_python_version())
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
+        measuring = run_session(plan, sides, scratch=Path(scratch), cache=cache, tell=_tell)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            try:
+                session = runner.run(_until_signalled(measuring))
+            except asyncio.CancelledError:
+                print("benchmarks: stopped, nothing written", file=sys.stderr)
+                return 1
+    return _write(session, options)
+
+
+async def _until_signalled(measuring: Coroutine[None, None, Session]) -> Session:
+    """Await the session; SIGTERM and SIGHUP end it, as Ctrl-C does, with its servers stopped."""
+    task = asyncio.create_task(measuring)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await task
+
+
+def _write(session: Session, options: argparse.Namespace) -> int:
+    directory: Path = options.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    sessions.save(session, _results(options))
+    markdown = render_markdown(session)
+    (directory / "report.md").write_text(markdown)
+    (directory / "report.html").write_text(render_html(session))
+    print(f"\n{markdown}\nWritten: {directory}/report.md, report.html, results.json")
+    return 0
+
+
+def _list(_: argparse.Namespace) -> int:
+    print("Workloads:")
+    for workload in WORKLOADS.values():
+        print(f"  {workload.name:<18}{workload.description}")
+    print("Peers:")
+    for name, peer in PEERS.items():
+        print(f"  {name:<18}{(peer.__doc__ or '').splitlines()[0]}")
+    return 0
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
