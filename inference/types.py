@@ -198,9 +198,9 @@ class ModelInfo(Value, frozen=True, kw_only=True):
 class EngineStats(Value, frozen=True, kw_only=True):
     """A snapshot of the engine. Counters only ever grow within one engine process.
 
-    `cache_used` and `cache_total` are cells of the KV cache; `cache_pinned` are those
-    that running and parked sequences hold, the rest of `cache_used` is reusable
-    prefix. `prefix_queries` and `prefix_hits` count prompt tokens looked up and found.
+    `cache_used` and `cache_total` are cells of the KV cache, `host_used` and
+    `host_total` tokens kept in host memory. `prefix_queries` and `prefix_hits` count
+    prompt tokens looked up and found.
     """
 
     running: int = 0
@@ -209,8 +209,9 @@ class EngineStats(Value, frozen=True, kw_only=True):
     lanes_busy: int = 0
     lanes_total: int = 0
     cache_used: int = 0
-    cache_pinned: int = 0
     cache_total: int = 0
+    host_used: int = 0
+    host_total: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0

@@ -42,11 +42,11 @@ Figures = Callable[[EngineStats, EngineHealth], float]
 
 
 def _cache_usage(stats: EngineStats, _health: EngineHealth) -> float:
-    return stats.cache_pinned / stats.cache_total if stats.cache_total else 0.0
-
-
-def _cache_filled(stats: EngineStats, _health: EngineHealth) -> float:
     return stats.cache_used / stats.cache_total if stats.cache_total else 0.0
+
+
+def _host_usage(stats: EngineStats, _health: EngineHealth) -> float:
+    return stats.host_used / stats.host_total if stats.host_total else 0.0
 
 
 GAUGES: tuple[tuple[str, str, Figures], ...] = (
@@ -56,7 +56,7 @@ GAUGES: tuple[tuple[str, str, Figures], ...] = (
     ("lanes_busy", "Lanes that running sequences hold.", lambda s, h: s.lanes_busy),
     ("lanes_total", "Lanes there are.", lambda s, h: s.lanes_total),
     ("kv_cache_usage_perc", "Share of cache cells that sequences hold, 0 to 1.", _cache_usage),
-    ("kv_cache_filled_ratio", "The same with reusable prefixes, 0 to 1.", _cache_filled),
+    ("kv_host_cache_usage_perc", "Share of the host memory for prefixes, 0 to 1.", _host_usage),
     ("engine_up", "1 while the engine takes requests.", lambda s, h: h.state is EngineState.READY),
 )
 COUNTERS: tuple[tuple[str, str, Figures], ...] = (

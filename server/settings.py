@@ -44,7 +44,7 @@ class Option:
 NotEmpty = Meta(min_length=1)
 Natural = Meta(ge=0, le=100_000_000)
 Positive = Meta(ge=1, le=1_000_000)
-Lanes = Meta(ge=1, le=256)  # llama.cpp's LLAMA_MAX_SEQ
+Lanes = Meta(ge=1, le=128)  # two ids each, of the 256 that llama.cpp has
 Seconds = Meta(ge=0.0, le=86_400.0)
 
 
@@ -89,9 +89,9 @@ class Settings:
     batch_tokens: Annotated[
         int, Meta(ge=16, le=65_536), Option("engine", "N", "most prompt tokens in one step")
     ] = 512
-    layout: Annotated[
-        Literal["unified", "split"], Option("engine", "NAME", "KV cache: unified or split")
-    ] = "unified"
+    kv_host_memory: Annotated[
+        int, Meta(ge=0, le=1 << 24), Option("engine", "MIB", "host memory for finished prefixes")
+    ] = 1024
     target_itl_ms: Annotated[
         float, Meta(gt=0.0, le=60_000.0), Option("engine", "MS", "inter-token latency to hold")
     ] = 200.0

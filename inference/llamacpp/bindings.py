@@ -22,7 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import InvalidRequest, ModelLoadError
-from inference.llamacpp.lanes import CopyPrefix, DropLane, LaneOp
+from inference.llamacpp.lanes import (
+    CopyPrefix,
+    DropLane,
+    DropSaved,
+    LaneOp,
+    LoadLane,
+    SaveLane,
+)
 
 LOG_WARN = 3  # ggml_log_level
 
@@ -41,7 +48,7 @@ def _log(level: int, text: bytes, _: object) -> None:
 _LOG_CALLBACK = llama_cpp.llama_log_callback(_log)
 llama_cpp.llama_log_set(_LOG_CALLBACK, None)
 
-MAX_LANE_IDS = 256  # LLAMA_MAX_SEQ
+WARM_UP_TOKENS = 16
 PIECE_MAX_BYTES = 1024
 FTYPE_PREFIX = "LLAMA_FTYPE_"
 TEMPLATE_KEY = b"tokenizer.chat_template"
@@ -258,6 +265,8 @@ class Context:
         self._logits = view(self._batch.logits, shape)
         view(self._batch.n_seq_id, shape)[:] = 1
         self._lane = self._lane_column(batch_tokens)
+        self._saved: dict[int, NDArray[np.uint8]] = {}
+        self.bytes_per_token = self._measure()
 
     def _lane_column(self, batch_tokens: int) -> NDArray[np.int32]:
         """View the one lane id of every batch token as a single column.
@@ -283,12 +292,38 @@ class Context:
             self.handle = None
 
     def run(self, op: LaneOp) -> None:
-        """Carry out one lane operation; both kinds only touch the cells' metadata."""
+        """Carry out one lane operation. Raises `FatalDecode` when a saved lane does not fit."""
         match op:
             case CopyPrefix(source=source, target=target, tokens=tokens):
                 llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
             case DropLane(lane=lane):
                 llama_cpp.llama_memory_seq_rm(self._memory, lane, -1, -1)
+            case SaveLane(lane=lane, key=key):
+                self._saved[key] = self._state(lane)
+            case LoadLane(lane=lane, key=key, tokens=tokens):
+                state = self._saved[key]
+                if not llama_cpp.llama_state_seq_set_data(
+                    self.handle, _bytes_of(state), state.size, lane
+                ):
+                    raise FatalDecode(f"a saved lane of {state.size} bytes could not be loaded")
+                llama_cpp.llama_memory_seq_rm(self._memory, lane, tokens, -1)
+            case DropSaved(key=key):
+                del self._saved[key]
+
+    def _state(self, lane: int) -> NDArray[np.uint8]:
+        """The cells of `lane`, copied out."""
+        size = llama_cpp.llama_state_seq_get_size(self.handle, lane)
+        state = np.empty(size, dtype=np.uint8)
+        llama_cpp.llama_state_seq_get_data(self.handle, _bytes_of(state), size, lane)
+        return state
+
+    def _measure(self) -> int:
+        """Decode a few tokens to warm up; returns the bytes a token of a saved lane takes."""
+        tokens = [0] * WARM_UP_TOKENS
+        self.decode([Row(lane=0, start=0, tokens=tokens, wants_logits=True)])
+        size = self._state(0).size
+        llama_cpp.llama_memory_clear(self._memory, False)
+        return max(1, int(size) // WARM_UP_TOKENS)
 
     def decode(self, rows: Sequence[Row]) -> dict[int, int]:
         """Decode all rows as one batch; returns lane -> index for `logits` and samplers.
@@ -319,3 +354,8 @@ class Context:
         """The raw logits at a batch index, writable, valid until the next decode."""
         pointer = llama_cpp.llama_get_logits_ith(self.handle, index)
         return np.ctypeslib.as_array(pointer, (self._vocab_size,))
+
+
+def _bytes_of(array: NDArray[np.uint8]) -> Any:
+    """`array` as the pointer the C API wants."""
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -42,7 +42,8 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     may hold (0: as much as the model was trained for, 8192 at most), `cache_tokens`
     the cells of the whole KV cache (0: the larger of `context` and 1024 a lane).
     `batch_tokens` bounds one step's prefill when nobody is decoding. `gpu_layers` -1
-    means all. `layout` is "unified" or "split". `max_waiting` bounds the queue.
+    means all. `host_memory_bytes` bounds what is kept of finished sequences outside the
+    cache. `max_waiting` bounds the queue.
     """
 
     model_id: str
@@ -53,7 +54,7 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     threads: int = 0
     batch_tokens: int = 512
     gpu_layers: int = -1
-    layout: str = "unified"
+    host_memory_bytes: int = 1 << 30
     target_itl_seconds: float = 0.2
     max_waiting: int = 1024
     template_seconds: float = 2.0

@@ -8,9 +8,11 @@ idea is vLLM's (https://docs.vllm.ai, "chunked prefill").
     WAITING --admit--> RUNNING --park--> PARKED --resume--> WAITING
        ^------preempt-----+                 (any of them) --end--> gone
 
-Cells of the cache run out in this order: free ones, cached prefixes, lanes of parked or
-waiting sequences, then one running victim: the newest of the lowest priority. Who loses
-its lane keeps its known tokens and computes them again later.
+Only running sequences hold cells for long. What a sequence computed goes to host memory
+when it ends, and comes back when a prompt begins with it. When cells run out, lanes of
+parked or waiting sequences are saved and dropped, then one running victim's: the newest
+of the lowest priority. Who loses its lane loads it again, or computes again what it
+knows; nobody fails.
 
 No clock, no thread, no I/O: measured seconds come in through `apply`, so property tests
 can drive it through any history.
@@ -20,16 +22,26 @@ from __future__ import annotations
 
 import enum
 from collections import abc
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from inference.llamacpp.lanes import LaneOp, Lanes, common_prefix
+from inference.llamacpp.hostcache import HostCache, Saved
+from inference.llamacpp.lanes import (
+    DropSaved,
+    LaneOp,
+    Lanes,
+    LoadLane,
+    SaveLane,
+    common_prefix,
+)
 from inference.llamacpp.steptime import StepTime
 
 FIRST_CHUNK = 64  # prefill tokens beside decoding sequences until their price is known
 LEAST_CHUNK = 8  # so that a prompt always advances, however tight the target
 IDLE_STRETCH = 3  # times the target a step may take while nobody is decoding
 WORTH_WAITING = 32  # tokens another prompt must be about to share
+WORTH_LOADING = 8  # tokens an entry in host memory must share beyond a running lane
+LANE_IDS_PER_LANE = 2
 HEADROOM = 8  # free cells per running sequence before another is admitted
 
 
@@ -120,14 +132,19 @@ class Scheduler:
         self,
         *,
         lanes: int,
-        lane_ids: int,
         cells: int,
+        host_tokens: int,
         batch_tokens: int,
         target_seconds: float,
         share: bool = True,
     ) -> None:
-        """`lanes` run at once over `cells`; `share` False where prefixes cannot be copied."""
-        self.lanes = Lanes(ids=lane_ids, cells=cells)
+        """`lanes` run at once over `cells`; `host_tokens` are kept in host memory.
+
+        `share` False is for models whose sequences cannot be cut at a token.
+        """
+        # A parked sequence keeps its lane while others run, so there are more ids than run.
+        self.lanes = Lanes(ids=LANE_IDS_PER_LANE * lanes, cells=cells)
+        self.host = HostCache(tokens=host_tokens, whole=not share)
         self.prefix_queries = 0
         self.prefix_hits = 0
         self.preemptions = 0
@@ -175,10 +192,10 @@ class Scheduler:
             sequence.to(Phase.WAITING)
 
     def end(self, id: str) -> None:
-        """Take a sequence out for good; what it computed stays as prefix cache."""
+        """Take a sequence out for good; what it computed is kept in host memory."""
         sequence = self._sequences.pop(id)
         sequence.to(Phase.ENDED)
-        self._give_up_lane(sequence, keep=self._share)
+        self._give_up_lane(sequence)
 
     def plan(self) -> StepPlan:
         """Decide the next step. Without entries there is nothing to compute."""
@@ -222,7 +239,7 @@ class Scheduler:
         if victim is None:
             return None
         victim.to(Phase.WAITING)
-        self._give_up_lane(victim, keep=False)
+        self._give_up_lane(victim)
         self.preemptions += 1
         return victim.id
 
@@ -299,28 +316,52 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence a lane, if there is room for all it knows and a little more."""
-        running = self._of(Phase.RUNNING)
         if sequence.lane is None:
-            limit = len(sequence.tokens) - 1 if self._share else 0
-            shared = self.lanes.match(sequence.tokens[:limit])
+            running = self._of(Phase.RUNNING)
             promised = sum(s.missing + HEADROOM for s in running)
-            room = self.lanes.obtainable - promised + self._held_by_idle()
-            if running and len(sequence.tokens) - shared > room:
+            room = self.lanes.free - promised + self._held_by_idle()
+            shared, saved = self._best_prefix(sequence)
+            if running and len(sequence.tokens) - (0 if saved else shared) > room:
                 return False
-            if not self._open(sequence, limit):
+            if not self._open(sequence, shared, saved):
                 return False
         sequence.to(Phase.RUNNING)
         return True
 
-    def _open(self, sequence: Sequence, limit: int) -> bool:
-        opened = self.lanes.open(sequence.tokens, limit)
-        if opened is None:
+    def _best_prefix(self, sequence: Sequence) -> tuple[int, Saved | None]:
+        """How much of a sequence need not be computed, and the saved entry that has it.
+
+        All but the last token can be shared: its logits are wanted. A prefix that a
+        running lane holds is preferred to a copy.
+        """
+        wanted = sequence.tokens[:-1]
+        shared = self.lanes.match(wanted) if self._share else 0
+        stored, saved = self.host.match(wanted)
+        return (stored, saved) if stored >= shared + WORTH_LOADING else (shared, None)
+
+    def _open(self, sequence: Sequence, shared: int, saved: Saved | None) -> bool:
+        """Open a lane with `shared` tokens from `saved`, or from a running lane.
+
+        False when there is no room for the entry.
+        """
+        # Loading needs cells for the whole entry for a moment, beside those that decode.
+        if saved and not self._make_room(len(saved.tokens) + self.count(Phase.RUNNING)):
             return False
-        sequence.lane, sequence.shared, ops = opened
-        sequence.computed = sequence.shared
+        prefix = sequence.tokens[:shared] if saved is None else []
+        opened = self.lanes.open(prefix)
+        if opened is None:  # parked sequences hold the other ids
+            self._give_up_lane(self._idle_holders()[0])
+            opened = self.lanes.open(prefix)
+            assert opened is not None
+        lane, _, ops = opened
         self._ops += ops
+        if saved is not None:
+            self.host.touch(saved.key)
+            self._ops.append(LoadLane(lane=lane, key=saved.key, tokens=shared))
+            self.lanes.append(lane, sequence.tokens[:shared])
+        sequence.lane, sequence.shared, sequence.computed = lane, shared, shared
         self.prefix_queries += len(sequence.tokens)
-        self.prefix_hits += sequence.shared
+        self.prefix_hits += shared
         return True
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
@@ -339,35 +380,37 @@ class Scheduler:
             if overlap - other.computed < WORTH_WAITING:
                 continue
             if have is None:
-                have = self.lanes.match(sequence.tokens[:limit])
+                have = self._best_prefix(sequence)[0]
             if overlap - have >= WORTH_WAITING:
                 return True
         return False
 
-    def _idle_holders(self) -> Iterable[Sequence]:
+    def _idle_holders(self) -> list[Sequence]:
         """Sequences that hold a lane without running, the last to be served first."""
         idle = self._of(Phase.WAITING) + self._of(Phase.PARKED)
         return [s for s in reversed(idle) if s.lane is not None]
 
     def _held_by_idle(self) -> int:
-        """Cells that taking the idle holders' lanes would free at most."""
-        return sum(s.computed for s in self._idle_holders())
+        """Cells that taking the idle holders' lanes would free at least."""
+        return sum(self.lanes.alone(s.lane) for s in self._idle_holders() if s.lane is not None)
 
     def _make_room(self, cells: int) -> bool:
-        """Free cached and idle lanes until `cells` are free; False when that was not enough."""
+        """Take idle holders' lanes until `cells` are free; False when that was not enough."""
         while self.lanes.free < cells:
-            ops = self.lanes.evict()
-            if not ops:
-                holder = next(iter(self._idle_holders()), None)
-                if holder is None:
-                    return False
-                self._give_up_lane(holder, keep=False)
-                continue
-            self._ops += ops
+            holders = self._idle_holders()
+            if not holders:
+                return False
+            self._give_up_lane(holders[0])
         return True
 
-    def _give_up_lane(self, sequence: Sequence, *, keep: bool) -> None:
-        if sequence.lane is not None:
-            self._ops += self.lanes.release(sequence.lane, keep=keep)
+    def _give_up_lane(self, sequence: Sequence) -> None:
+        """Save what a sequence has computed to host memory, and free its lane."""
+        if sequence.lane is None:
+            return
+        saved, dropped = self.host.save(sequence.tokens[: sequence.computed])
+        self._ops += [DropSaved(key=key) for key in dropped]
+        if saved is not None:
+            self._ops.append(SaveLane(lane=sequence.lane, key=saved.key))
+        self._ops.append(self.lanes.drop(sequence.lane))
         sequence.lane = None
         sequence.computed = 0

@@ -14,14 +14,14 @@ import os
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import llama_cpp
 
 from inference.errors import EngineError, ModelLoadError, TemplateError
-from inference.llamacpp.bindings import MAX_LANE_IDS, TEMPLATE_KEY, Context, Model
+from inference.llamacpp.bindings import TEMPLATE_KEY, Context, Model
 from inference.llamacpp.connection import Connection
 from inference.llamacpp.intake import Intake
 from inference.llamacpp.messages import (
@@ -45,7 +45,7 @@ from inference.llamacpp.messages import (
     WorkerConfig,
     to_failure,
 )
-from inference.llamacpp.scheduler import Scheduler
+from inference.llamacpp.scheduler import LANE_IDS_PER_LANE, Scheduler
 from inference.llamacpp.steploop import Close, StepLoop
 from inference.llamacpp.template import ChatTemplate
 from inference.llamacpp.threads import physical_cores
@@ -53,7 +53,7 @@ from inference.types import ModelInfo
 
 DEFAULT_CONTEXT = 8192
 CACHE_TOKENS_PER_LANE = 1024
-LANE_IDS_PER_LANE = 4  # so that finished sequences can stay as prefix cache
+LAYOUT = "unified"  # why: docs/architecture.md
 PROGRESS_STEP = 0.01
 
 
@@ -93,20 +93,24 @@ class Worker:
             raise ModelLoadError(
                 f"cache-tokens {cells} cannot hold one sequence of context {length}"
             )
-        lane_ids = min(MAX_LANE_IDS, LANE_IDS_PER_LANE * config.lanes)
-        self._context = Context(
+        # OpenMP keeps a team of threads for every thread that computes, and lets them
+        # sleep instead of spin as soon as all teams together exceed the processors: one
+        # computation on the main thread, and each decode would take three times as long.
+        self._steps = ThreadPoolExecutor(max_workers=1, thread_name_prefix="steps")
+        self._context = self._steps.submit(
+            Context,
             self._model,
             cache_tokens=cells,
-            lane_ids=lane_ids,
+            lane_ids=LANE_IDS_PER_LANE * config.lanes,
             batch_tokens=max(config.batch_tokens, config.lanes),
             threads=threads,
-        )
+        ).result()
         template, problem = self._chat_template(config)
         self._intake = Intake(self._model, template, problem=problem, context=length)
         scheduler = Scheduler(
             lanes=config.lanes,
-            lane_ids=lane_ids,
             cells=self._context.cells,
+            host_tokens=config.host_memory_bytes // self._context.bytes_per_token,
             batch_tokens=max(config.batch_tokens, config.lanes),
             target_seconds=config.target_itl_seconds,
             share=self._model.shares_prefixes(),
@@ -130,7 +134,7 @@ class Worker:
             has_chat_template=template is not None,
             engine="llamacpp",
             device=_device(config.gpu_layers),
-            layout=config.layout,
+            layout=LAYOUT,
             lanes=config.lanes,
             cache_tokens=self._context.cells,
             threads=threads,
@@ -138,13 +142,12 @@ class Worker:
 
     def serve(self) -> None:
         """Announce readiness and handle messages until the server has gone."""
-        steps = threading.Thread(target=self._run_steps, name="steps", daemon=True)
-        steps.start()
+        steps = self._steps.submit(self._run_steps)
         self._connection.send(Ready(info=self._info))
         while (message := self._connection.receive()) is not None:
             self._handle(message)
         self._loop.inbox.put(Close())
-        steps.join()
+        steps.result()
         self._context.close()
         self._model.close()
 

@@ -181,7 +181,6 @@ class ScriptedEngine:
             lanes_busy=busy,
             lanes_total=self._lanes.total,
             cache_used=used,
-            cache_pinned=used,
             cache_total=self._script.lanes * self._script.context_length,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,

@@ -249,7 +249,7 @@ def model_info(config: WorkerConfig) -> ModelInfo:
         has_chat_template=True,
         engine="test",
         device="none",
-        layout=config.layout,
+        layout="unified",
         lanes=config.lanes,
         cache_tokens=1024,
         threads=1,

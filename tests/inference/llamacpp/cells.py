@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from inference.llamacpp.lanes import CopyPrefix, DropLane, LaneOp
+from inference.llamacpp.lanes import (
+    CopyPrefix,
+    DropLane,
+    DropSaved,
+    LaneOp,
+    LoadLane,
+    SaveLane,
+)
 
 
 @dataclass(slots=True)
@@ -23,6 +30,7 @@ class Cells:
     def __init__(self, size: int) -> None:
         self.size = size
         self.cells: list[Cell] = []
+        self.saved: dict[int, list[int]] = {}
 
     def run(self, op: LaneOp) -> None:
         match op:
@@ -36,6 +44,19 @@ class Cells:
                 for cell in self.cells:
                     cell.lanes.discard(lane)
                 self.cells = [c for c in self.cells if c.lanes]
+
+            case SaveLane(lane=lane, key=key):
+                assert key not in self.saved
+                self.saved[key] = self.tokens(lane)
+            case LoadLane(lane=lane, key=key, tokens=tokens):
+                entry = self.saved[key]
+                self.compute(lane, 0, entry)
+                for cell in self.cells:
+                    if lane in cell.lanes and cell.position >= tokens:
+                        cell.lanes.clear()
+                self.cells = [c for c in self.cells if c.lanes]
+            case DropSaved(key=key):
+                del self.saved[key]
 
     def compute(self, lane: int, start: int, tokens: Sequence[int]) -> None:
         assert len(self.tokens(lane)) == start, "positions must follow on"

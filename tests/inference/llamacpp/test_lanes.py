@@ -20,9 +20,9 @@ def test_common_prefix_counts_leading_tokens(a: list[int], b: list[int]) -> None
     assert count == min(len(a), len(b)) or a[count] != b[count]
 
 
-def opened(lanes: Lanes, tokens: list[int], limit: int | None = None) -> tuple[int, int]:
+def opened(lanes: Lanes, tokens: list[int]) -> tuple[int, int]:
     """Open a lane for `tokens` and compute what was not shared."""
-    result = lanes.open(tokens, len(tokens) if limit is None else limit)
+    result = lanes.open(tokens)
     assert result is not None
     lane, shared, _ = result
     lanes.append(lane, tokens[shared:])
@@ -31,51 +31,34 @@ def opened(lanes: Lanes, tokens: list[int], limit: int | None = None) -> tuple[i
 
 def test_a_shared_prefix_is_stored_once() -> None:
     lanes = Lanes(ids=4, cells=100)
-    opened(lanes, [1, 2, 3, 4])
-    _, shared = opened(lanes, [1, 2, 3, 9])
+    first, _ = opened(lanes, [1, 2, 3, 4])
+    second, shared = opened(lanes, [1, 2, 3, 9])
     assert shared == 3
     assert lanes.used == 5
+    assert lanes.alone(second) == 1
+    assert lanes.drop(first) == DropLane(lane=first)
+    assert lanes.used == 4
 
 
-def test_a_lane_that_is_copied_whole_is_dropped_once_released() -> None:
+def test_the_copy_comes_from_a_lane_that_holds_the_prefix() -> None:
     lanes = Lanes(ids=4, cells=100)
-    first, _ = opened(lanes, [1, 2])
-    assert lanes.release(first, keep=True) == []
-    result = lanes.open([1, 2, 3], 2)
+    opened(lanes, [1, 2])
+    second, _ = opened(lanes, [5, 6, 7])
+    result = lanes.open([5, 6, 8])
     assert result is not None
-    second, _, ops = result
-    assert ops == [CopyPrefix(source=first, target=second, tokens=2), DropLane(lane=first)]
-    assert lanes.cached == 0
+    third, shared, ops = result
+    assert (shared, ops) == (2, [CopyPrefix(source=second, target=third, tokens=2)])
 
 
-def test_the_oldest_cached_lane_gives_its_id_up_first() -> None:
-    lanes = Lanes(ids=2, cells=100)
-    first, _ = opened(lanes, [1])
-    second, _ = opened(lanes, [2])
-    lanes.release(second, keep=True)
-    lanes.release(first, keep=True)
-    result = lanes.open([3], 1)
-    assert result is not None
-    assert result[2] == [DropLane(lane=second)]
-
-
-def test_the_source_of_a_prefix_is_dropped_only_when_no_other_id_is_left() -> None:
-    lanes = Lanes(ids=1, cells=100)
-    lane, _ = opened(lanes, [1, 2])
-    lanes.release(lane, keep=True)
-    result = lanes.open([1, 2, 3], 2)
-    assert result == (lane, 0, [DropLane(lane=lane)])
-
-
-def test_no_lane_is_opened_when_all_are_pinned() -> None:
+def test_no_lane_is_opened_when_all_ids_are_in_use() -> None:
     lanes = Lanes(ids=1, cells=100)
     opened(lanes, [1])
-    assert lanes.open([2], 1) is None
+    assert lanes.open([2]) is None
 
 
 def test_more_tokens_than_free_cells_are_refused() -> None:
     lanes = Lanes(ids=1, cells=2)
-    result = lanes.open([1, 2, 3], 3)
+    result = lanes.open([])
     assert result is not None
     with pytest.raises(ValueError, match="3 cells needed, 2 free"):
         lanes.append(result[0], [1, 2, 3])
@@ -88,58 +71,51 @@ class LanesAgainstCells(RuleBasedStateMachine):
         super().__init__()
         self.lanes = Lanes(ids=4, cells=40)
         self.cells = Cells(40)
-        self.pinned: dict[int, list[int]] = {}
+        self.held: dict[int, list[int]] = {}
 
     def run(self, ops: list[LaneOp]) -> None:
         for op in ops:
             self.cells.run(op)
 
-    @rule(tokens=few_tokens, share=st.booleans())
-    def open(self, tokens: list[int], share: bool) -> None:
+    @rule(tokens=few_tokens)
+    def open(self, tokens: list[int]) -> None:
         expected = self.lanes.match(tokens)
-        result = self.lanes.open(tokens, len(tokens) if share else 0)
+        assert expected == max((common_prefix(t, tokens) for t in self.held.values()), default=0)
+        result = self.lanes.open(tokens)
         if result is None:
-            assert len(self.pinned) == 4
+            assert len(self.held) == 4
             return
         lane, shared, ops = result
         self.run(ops)
-        assert shared <= expected
-        assert shared == expected or not share or len(self.pinned) == 3
-        self.pinned[lane] = tokens[:shared]
+        assert shared == expected
+        self.held[lane] = tokens[:shared]
 
-    @precondition(lambda self: self.pinned)
+    @precondition(lambda self: self.held)
     @rule(data=st.data(), tokens=few_tokens)
     def compute(self, data: st.DataObject, tokens: list[int]) -> None:
-        lane = data.draw(st.sampled_from(sorted(self.pinned)))
-        while len(tokens) > self.lanes.free:
-            ops = self.lanes.evict()
-            if not ops:
-                return
-            self.run(ops)
-        self.cells.compute(lane, len(self.pinned[lane]), tokens)
+        lane = data.draw(st.sampled_from(sorted(self.held)))
+        tokens = tokens[: self.lanes.free]
+        self.cells.compute(lane, len(self.held[lane]), tokens)
         self.lanes.append(lane, tokens)
-        self.pinned[lane] = self.pinned[lane] + tokens
+        self.held[lane] = self.held[lane] + tokens
 
-    @precondition(lambda self: self.pinned)
-    @rule(data=st.data(), keep=st.booleans())
-    def release(self, data: st.DataObject, keep: bool) -> None:
-        lane = data.draw(st.sampled_from(sorted(self.pinned)))
-        del self.pinned[lane]
-        self.run(self.lanes.release(lane, keep=keep))
-
-    @rule()
-    def evict(self) -> None:
-        self.run(self.lanes.evict())
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        lane = data.draw(st.sampled_from(sorted(self.held)))
+        alone = self.lanes.alone(lane)
+        used = self.lanes.used
+        del self.held[lane]
+        self.run([self.lanes.drop(lane)])
+        assert self.lanes.used == used - alone
 
     @invariant()
     def counts_are_exact(self) -> None:
-        cells = self.cells.cells
-        assert self.lanes.used == len(cells)
-        assert self.lanes.pinned == sum(bool(c.lanes & self.pinned.keys()) for c in cells)
+        assert self.lanes.used == len(self.cells.cells)
 
     @invariant()
     def every_lane_sees_its_own_tokens(self) -> None:
-        for lane, tokens in self.pinned.items():
+        for lane, tokens in self.held.items():
             assert self.cells.tokens(lane) == tokens == self.lanes.tokens(lane)
 
 

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from inference.llamacpp.lanes import DropLane, SaveLane
 from inference.llamacpp.scheduler import (
     TRANSITIONS,
     IllegalTransition,
@@ -21,12 +22,12 @@ from tests.inference.llamacpp.cells import Cells
 
 
 def scheduler(
-    *, lanes: int = 4, lane_ids: int = 8, cells: int = 1000, batch: int = 64, share: bool = True
+    *, lanes: int = 4, cells: int = 1000, host: int = 2000, batch: int = 64, share: bool = True
 ) -> Scheduler:
     return Scheduler(
         lanes=lanes,
-        lane_ids=lane_ids,
         cells=cells,
+        host_tokens=host,
         batch_tokens=batch,
         target_seconds=0.2,
         share=share,
@@ -115,15 +116,23 @@ def test_the_next_turn_computes_only_what_is_new() -> None:
     assert (entry.start, list(entry.tokens)) == (40, [500, 501])
 
 
-def test_models_that_cannot_share_never_copy() -> None:
+def test_models_that_cannot_be_cut_share_whole_sequences_only() -> None:
     s = scheduler(share=False)
     s.add("a", list(range(40)))
     step(s)
     s.end("a")
-    s.add("b", list(range(40)))
-    plan = step(s)
-    assert dict(plan.started) == {"b": 0}
-    assert s.lanes.used == 40
+    s.add("same", list(range(40)))
+    s.add("longer", list(range(60)))
+    assert dict(step(s).started) == {"same": 0, "longer": 40}
+
+
+def test_a_finished_sequence_holds_no_cells() -> None:
+    s = scheduler()
+    s.add("a", list(range(40)))
+    step(s)
+    s.end("a")
+    assert s.lanes.used == 0
+    assert s.plan().ops == (SaveLane(lane=0, key=1), DropLane(lane=0))
 
 
 def test_a_full_cache_preempts_the_newest_of_the_lowest_priority() -> None:
@@ -136,8 +145,10 @@ def test_a_full_cache_preempts_the_newest_of_the_lowest_priority() -> None:
     assert set(sizes(plan)) == {"old", "dear"}
 
 
-def test_a_preempted_sequence_comes_back_with_all_it_knew() -> None:
-    s = scheduler(cells=60, batch=40, share=False)
+@pytest.mark.parametrize(("host", "start"), [(0, 0), (2000, None)])
+def test_a_preempted_sequence_comes_back_with_all_it_knew(host: int, start: int | None) -> None:
+    """Without host memory it computes everything again, with it only its last token."""
+    s = scheduler(cells=60, host=host, batch=40)
     s.add("a", list(range(15)))
     s.add("b", list(range(50, 65)))
     while not s.preemptions:
@@ -145,7 +156,8 @@ def test_a_preempted_sequence_comes_back_with_all_it_knew() -> None:
     known = list(s.tokens("b"))
     s.end("a")
     (entry,) = step(s).entries
-    assert (entry.id, entry.start, list(entry.tokens)) == ("b", 0, known)
+    at = len(known) - 1 if start is None else start
+    assert (entry.id, entry.start, list(entry.tokens)) == ("b", at, known[at:])
 
 
 def test_parking_keeps_the_cache_until_somebody_needs_it() -> None:
@@ -154,7 +166,7 @@ def test_parking_keeps_the_cache_until_somebody_needs_it() -> None:
     step(s)
     s.park("a")
     assert step(s).entries == ()
-    assert s.lanes.pinned == 20
+    assert s.lanes.used == 20
     s.add("b", list(range(100, 130)))
     assert sizes(step(s)) == {"b": 30}
     s.end("b")
@@ -210,7 +222,7 @@ def test_only_the_transitions_of_the_table_are_possible(start: Phase, end: Phase
             sequence.to(end)
 
 
-LANES, IDS, CELLS, BATCH, CONTEXT = 3, 5, 64, 16, 60
+LANES, CELLS, HOST, BATCH, CONTEXT = 3, 64, 150, 16, 60
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -218,7 +230,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = scheduler(lanes=LANES, lane_ids=IDS, cells=CELLS, batch=BATCH)
+        self.scheduler = scheduler(lanes=LANES, cells=CELLS, host=HOST, batch=BATCH)
         self.cells = Cells(CELLS)
         self.known: dict[str, list[int]] = {}
         self.prompts: dict[str, int] = {}
@@ -293,7 +305,7 @@ class AnyHistory(RuleBasedStateMachine):
                 break
             self.step(1, 0.01)
         assert not self.known
-        assert self.scheduler.lanes.pinned == 0
+        assert self.scheduler.lanes.used == 0
 
     def end(self, id: str) -> None:
         assert id not in self.ended
@@ -310,6 +322,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert counts[Phase.RUNNING] <= LANES
         assert counts[Phase.ENDED] == 0
         assert self.scheduler.lanes.used <= CELLS
+        assert self.scheduler.host.used <= HOST
         for id, known in self.known.items():
             assert list(self.scheduler.tokens(id)) == known
 

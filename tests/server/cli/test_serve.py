@@ -125,7 +125,7 @@ def test_a_model_that_does_not_load_is_exit_code_1(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ("--port 70000", "flag --port: expected int <= 65535"),
-        ("--layout both", "flag --layout: expected unified or split"),
+        ("--engine both", "flag --engine: expected llamacpp or scripted"),
         ("--config missing.toml", "file missing.toml: cannot be read"),
         ("--config wrong.toml", "wrong.toml: unknown key prot, did you mean port"),
         ("--host 0.0.0.0", "add --api-key-file FILE, or --allow-unauthenticated"),

@@ -1,0 +1,80 @@
+"""The index of saved prefixes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.llamacpp.hostcache import LEAST_SHARE, LEAST_TOKENS, HostCache
+from inference.llamacpp.lanes import common_prefix
+
+prompts = st.lists(st.lists(st.integers(0, 1), max_size=60), max_size=30)
+
+
+def test_the_longest_shared_prefix_wins() -> None:
+    cache = HostCache(tokens=1000)
+    cache.save(list(range(20)))
+    best, _ = cache.save([*range(30), 99])
+    cache.save([*range(25), *range(200, 230)])
+    assert cache.match(list(range(40))) == (30, best)
+
+
+def test_a_longer_entry_replaces_its_own_beginning() -> None:
+    cache = HostCache(tokens=1000)
+    short, _ = cache.save(list(range(20)))
+    assert short is not None
+    long, dropped = cache.save(list(range(40)))
+    assert long is not None
+    assert dropped == [short.key]
+    assert cache.save(list(range(30))) == (None, [])
+    assert cache.used == 40
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = HostCache(tokens=60)
+    first, _ = cache.save([1] * 20)
+    second, _ = cache.save([2] * 20)
+    assert first is not None
+    assert second is not None
+    cache.touch(first.key)
+    _, dropped = cache.save([3] * 30)
+    assert dropped == [second.key]
+
+
+def test_a_long_entry_is_not_loaded_for_a_few_tokens() -> None:
+    cache = HostCache(tokens=10_000)
+    cache.save([*range(20), *range(1000, 2000)])
+    assert cache.match([*range(20), 5, 6]) == (0, None)
+
+
+def test_entries_that_cannot_be_cut_match_as_a_whole() -> None:
+    cache = HostCache(tokens=1000, whole=True)
+    entry, _ = cache.save(list(range(20)))
+    assert cache.match(list(range(15))) == (0, None)
+    assert cache.match(list(range(25))) == (20, entry)
+
+
+@given(prompts, st.lists(st.integers(0, 1), max_size=60), st.integers(0, 200))
+def test_against_a_plain_search(saved: list[list[int]], wanted: list[int], capacity: int) -> None:
+    cache = HostCache(tokens=capacity)
+    entries: dict[int, tuple[int, ...]] = {}
+    for tokens in saved:
+        entry, dropped = cache.save(tokens)
+        for key in dropped:
+            del entries[key]
+        if entry is not None:
+            entries[entry.key] = entry.tokens
+        assert cache.used == sum(map(len, entries.values())) <= capacity
+        assert len(cache) == len(entries)
+        assert entry is not None or not dropped
+        covered = any(e[: len(tokens)] == tuple(tokens) for e in entries.values())
+        assert covered or not LEAST_TOKENS <= len(tokens) <= capacity
+    expected = max(
+        (
+            shared
+            for e in entries.values()
+            if (shared := common_prefix(e, tuple(wanted))) >= LEAST_SHARE * len(e)
+        ),
+        default=0,
+    )
+    assert cache.match(wanted)[0] == expected
