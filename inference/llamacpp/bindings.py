@@ -265,6 +265,8 @@ class Context:
         self._logits = view(self._batch.logits, shape)
         view(self._batch.n_seq_id, shape)[:] = 1
         self._lane = self._lane_column(batch_tokens)
+        # llama.cpp's buffer has a row for each lane; views of them, by address.
+        self._rows: dict[int, NDArray[np.float32]] = {}
         self._saved: dict[int, NDArray[np.uint8]] = {}
         self.bytes_per_token = self._measure()
 
@@ -353,7 +355,12 @@ class Context:
     def logits(self, index: int) -> NDArray[np.float32]:
         """The raw logits at a batch index, writable, valid until the next decode."""
         pointer = llama_cpp.llama_get_logits_ith(self.handle, index)
-        return np.ctypeslib.as_array(pointer, (self._vocab_size,))
+        address = ctypes.addressof(pointer.contents)
+        row = self._rows.get(address)
+        if row is None:  # making a view takes longer than finding the highest of its logits
+            row = np.ctypeslib.as_array(pointer, (self._vocab_size,))
+            self._rows[address] = row
+        return row
 
 
 def _bytes_of(array: NDArray[np.uint8]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from inference.errors import DecodeFailed
 from inference.llamacpp.bindings import Context, Model
 from inference.llamacpp.detokenizer import Detokenizer
-from inference.llamacpp.sampling import SamplerChain, ban, logprobs, usable
+from inference.llamacpp.sampling import SamplerChain, ban, highest, logprobs
 from inference.types import Delta, Finished, FinishReason, GenerationRequest, TokenLogprob, Usage
 
 
@@ -38,6 +38,7 @@ class Generation:
         self._model = model
         self._sampler = sampler
         self._max_tokens = max_tokens
+        self._banned = model.suppressed + (model.end_tokens if request.ignore_eos else ())
         self._text = Detokenizer(request.stop)
 
     def close(self) -> None:
@@ -50,15 +51,17 @@ class Generation:
         Raises `DecodeFailed` when the logits leave nothing to choose from.
         """
         held_back = self.generated < self.request.min_tokens
-        row = context.logits(index)
-        if not usable(row):
-            raise DecodeFailed("The model produced no usable logits for this sequence.")
-        raw = row
-        if held_back:
+        banned = (*self._banned, *self._model.end_tokens) if held_back else self._banned
+        row = raw = context.logits(index)
+        if banned:
             # The caller's log probabilities are those of the row as it was.
             raw = row.copy() if self.request.logprobs is not None else row
-            ban(row, self._model.end_tokens)
-        token = self._sampler.sample(context.handle, index)
+            ban(row, banned)
+        best = highest(row)
+        if best is None:
+            raise DecodeFailed("The model produced no usable logits for this sequence.")
+        sampler = self._sampler
+        token = best if sampler.takes_highest else sampler.sample(context.handle, index)
         self.generated += 1
         if token in self._model.end_token_set:
             return token, self._finish(FinishReason.STOP)

@@ -36,10 +36,7 @@ class Intake:
             raise ContextLengthExceeded.counting(
                 prompt_tokens=len(prompt), max_tokens=limit, context_length=self._context
             )
-        banned = self._model.suppressed
-        if request.ignore_eos:
-            banned = (*banned, *self._model.end_tokens)
-        sampler = build_chain(request.sampling, self._model.vocab_size, banned=banned)
+        sampler = build_chain(request.sampling, self._model.vocab_size)
         sampler.accept(prompt)
         return Generation(
             request,

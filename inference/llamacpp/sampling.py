@@ -36,8 +36,13 @@ class SamplerChain:
     it; using it afterwards raises `ValueError`.
     """
 
-    def __init__(self, *, remembers: bool) -> None:
-        """Start empty. `remembers` says whether a sampler looks at earlier tokens."""
+    def __init__(self, *, remembers: bool, takes_highest: bool) -> None:
+        """Start empty.
+
+        `remembers` says whether a sampler looks at earlier tokens; `takes_highest` that
+        the chain only picks the highest logit, so that whoever knows it need not ask.
+        """
+        self.takes_highest = takes_highest
         self._handle: Any = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
         )
@@ -88,15 +93,12 @@ class SamplerChain:
             self._handle = None
 
 
-def build_chain(
-    params: SamplingParams, vocab_size: int, *, banned: Sequence[int] = ()
-) -> SamplerChain:
+def build_chain(params: SamplingParams, vocab_size: int) -> SamplerChain:
     """Build the chain for `params`. The caller closes it.
 
-    `banned` tokens are never drawn, whatever the logit bias says. The same seed draws
-    the same tokens from the same logits: the stream is `std::mt19937`, and each token
-    takes one draw of it, also where one candidate is left. Without a seed llama.cpp
-    picks one. Raises `InvalidRequest`.
+    The same seed draws the same tokens from the same logits: the stream is
+    `std::mt19937`, and each token takes one draw of it, also where one candidate is
+    left. Without a seed llama.cpp picks one. Raises `InvalidRequest`.
     """
     _check(params, vocab_size)
     penalised = (
@@ -104,9 +106,13 @@ def build_chain(
         or params.presence_penalty != 0.0
         or params.frequency_penalty != 0.0
     )
-    chain = SamplerChain(remembers=penalised)
-    if params.logit_bias or len(banned):
-        chain.add(_logit_bias(params, vocab_size, banned))
+    greedy = params.temperature < GREEDY_BELOW
+    chain = SamplerChain(
+        remembers=penalised,
+        takes_highest=greedy and not penalised and not params.logit_bias,
+    )
+    if params.logit_bias:
+        chain.add(_logit_bias(params, vocab_size))
     if penalised:
         chain.add(
             llama_cpp.llama_sampler_init_penalties(
@@ -117,7 +123,7 @@ def build_chain(
                 params.presence_penalty,
             )
         )
-    if params.temperature < GREEDY_BELOW:
+    if greedy:
         # No filter takes the most likely token away, so none is needed.
         chain.add(llama_cpp.llama_sampler_init_greedy())
     else:
@@ -133,14 +139,16 @@ def ban(row: NDArray[np.float32], tokens: Sequence[int] | NDArray[np.int64]) -> 
     row[np.asarray(tokens, dtype=np.int64)] = -np.inf
 
 
-def usable(row: NDArray[np.float32]) -> bool:
-    """Whether a token can be drawn from these logits at all.
+def highest(row: NDArray[np.float32]) -> int | None:
+    """The token with the highest logit, the lowest id of several; None without one.
 
-    Not when one of them is not a number, as a damaged model gives, and not when every
-    token is banned. llama.cpp would answer with an arbitrary token, or worse: its sort
-    reads beyond its array when comparisons contradict each other.
+    There is none when a logit is not a number, as a damaged model gives, or when every
+    token is banned. Then nothing may be drawn: llama.cpp would answer with an arbitrary
+    token, or worse, since its sort reads beyond its array when comparisons contradict
+    each other.
     """
-    return bool(np.isfinite(row.max()))
+    token = int(row.argmax())  # the first NaN, if there is one
+    return token if math.isfinite(row[token]) else None
 
 
 def logprobs(
@@ -196,12 +204,11 @@ def _check(params: SamplingParams, vocab_size: int) -> None:
         )
 
 
-def _logit_bias(params: SamplingParams, vocab_size: int, banned: Sequence[int]) -> Any:
+def _logit_bias(params: SamplingParams, vocab_size: int) -> Any:
     # One entry a token: the sampler's two ways to find a token disagree about two.
     biases: dict[int, float] = {}
     for token, bias in params.logit_bias:
         biases[token] = biases.get(token, 0.0) + bias
-    biases.update((token, -math.inf) for token in banned)
     entries = (llama_cpp.llama_logit_bias * len(biases))(
         *(llama_cpp.llama_logit_bias(token, bias) for token, bias in biases.items())
     )

@@ -26,8 +26,8 @@ from inference.llamacpp.sampling import (  # noqa: E402 - it needs llama_cpp
     SamplerChain,
     ban,
     build_chain,
+    highest,
     logprobs,
-    usable,
 )
 
 Row = NDArray[np.float32]
@@ -164,8 +164,8 @@ def test_logit_bias_adds_up_and_can_forbid() -> None:
 
 def test_banned_tokens_are_never_drawn_even_with_a_bias() -> None:
     row = np.zeros(4, dtype=np.float32)
-    chain = build_chain(params(logit_bias=((1, 100.0),)), 4, banned=[0, 1, 3])
-    with chain:
+    ban(row, [0, 1, 3])
+    with build_chain(params(logit_bias=((1, 100.0),)), 4) as chain:
         assert {apply(chain, row)[0] for _ in range(50)} == {2}
 
 
@@ -293,15 +293,32 @@ def test_ban_writes_into_the_row() -> None:
     assert np.flatnonzero(np.isneginf(row)).tolist() == [1, 3, 5]
 
 
-def test_a_row_without_a_token_to_draw_is_not_usable() -> None:
+def test_a_row_without_a_token_to_draw_has_no_highest() -> None:
     row = some_logits(size=4)
-    assert usable(row)
+    assert highest(row) == int(row.argmax())
     ban(row, [0, 1, 2])
-    assert usable(row)
+    assert highest(row) == 3
     ban(row, [3])
-    assert not usable(row)
-    assert not usable(np.array([0.0, np.nan], dtype=np.float32))
-    assert not usable(np.array([0.0, np.inf], dtype=np.float32))
+    assert highest(row) is None
+    assert highest(np.array([0.0, np.nan], dtype=np.float32)) is None
+    assert highest(np.array([0.0, np.inf], dtype=np.float32)) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"temperature": 0.0}, True),
+        ({"temperature": 0.0, "presence_penalty": 0.1}, False),
+        ({"temperature": 0.0, "logit_bias": ((1, 1.0),)}, False),
+        ({"temperature": 0.5}, False),
+    ],
+)
+def test_a_chain_says_when_it_only_takes_the_highest(fields: dict[str, Any], known: bool) -> None:
+    row = some_logits()
+    with build_chain(params(**fields), VOCAB) as chain:
+        assert chain.takes_highest is known
+        if known:
+            assert apply(chain, row)[0] == highest(row)
 
 
 @pytest.fixture(scope="module")
