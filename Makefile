@@ -47,10 +47,13 @@ check: ## lint, format check, types, import contracts, Dockerfile, shell scripts
 	$(BIN)/hadolint Dockerfile.gpu
 	$(BIN)/shellcheck deploy/*.sh deploy/docker/*.sh .ci/run
 
+BENCH = compare --a headrace --b llama-server --workload short --concurrency 1,16 --out bench-results
+
 .PHONY: bench
-bench: ## measure a server or compare two: make bench ARGS="compare --help"
+bench: ## build llama-server and compare with it; or make bench ARGS="compare --help"
 	@deploy/environment.sh runtime
-	@exec $(BIN)/python -m benchmarks $(ARGS)
+	@test -n "$(ARGS)" || $(BIN)/python -m benchmarks.build_peer
+	@exec $(BIN)/python -m benchmarks $(or $(ARGS),$(BENCH))
 
 .PHONY: lock
 lock: ## write the lock files anew; UPGRADE=1 takes the newest versions

@@ -107,7 +107,11 @@ class Terminal:
 
     def type(self, text: str) -> None:
         """Type a line."""
-        os.write(self.master, text.encode() + b"\n")
+        self.write(text + "\n")
+
+    def write(self, text: str) -> None:
+        """Type these characters."""
+        os.write(self.master, text.encode())
 
     def press(self, key: str) -> None:
         """Press Ctrl and this key; the terminal makes a signal or an end of file of it."""
