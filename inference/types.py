@@ -199,8 +199,8 @@ class EngineStats(Value, frozen=True, kw_only=True):
     """A snapshot of the engine. Counters only ever grow within one engine process.
 
     `cache_used` and `cache_total` are cells of the KV cache, `host_used` and
-    `host_total` tokens kept in host memory. `prefix_queries` and `prefix_hits` count
-    prompt tokens looked up and found.
+    `host_total` bytes of host memory for finished prefixes. `prefix_queries` and
+    `prefix_hits` count prompt tokens looked up and found.
     """
 
     running: int = 0

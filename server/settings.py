@@ -52,9 +52,9 @@ Seconds = Meta(ge=0.0, le=86_400.0)
 class Settings:
     """What `headrace serve` runs with. Immutable; build it with `load_settings`.
 
-    `port` 0 takes any free port. `context` 0 is what the model was trained for,
-    `cache_tokens` 0 leaves room for every lane, `threads` 0 leaves the choice to the
-    engine, `gpu_layers` -1 is all of them, `max_tokens_limit` 0 is the context.
+    `port` 0 takes any free port. `context`, `cache_tokens` and `threads` 0 leave the
+    choice to the engine, `gpu_layers` -1 is all of them, `max_tokens_limit` 0 is the
+    context. `kv_host_memory` is in MiB.
     """
 
     model: Annotated[str, NotEmpty, Option("model", "ID|PATH", "catalogue id or .gguf file")] = (
@@ -78,7 +78,7 @@ class Settings:
     ] = False
 
     lanes: Annotated[int, Lanes, Option("engine", "N", "sequences that run at once")] = 16
-    context: Annotated[int, Natural, Option("engine", "N", "tokens a sequence, 0: the model's")] = 0
+    context: Annotated[int, Natural, Option("engine", "N", "tokens a sequence, 0: chosen")] = 0
     cache_tokens: Annotated[int, Natural, Option("engine", "N", "KV cache cells, 0: chosen")] = 0
     threads: Annotated[
         int, Meta(ge=0, le=1024), Option("engine", "N", "decoding threads, 0: chosen")
@@ -89,6 +89,9 @@ class Settings:
     batch_tokens: Annotated[
         int, Meta(ge=16, le=65_536), Option("engine", "N", "most prompt tokens in one step")
     ] = 512
+    layout: Annotated[
+        Literal["auto", "unified", "split"], Option("engine", "NAME", "cache: auto, unified, split")
+    ] = "auto"
     kv_host_memory: Annotated[
         int, Meta(ge=0, le=1 << 24), Option("engine", "MIB", "host memory for finished prefixes")
     ] = 1024

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import InvalidRequest, ModelLoadError
+from inference.llamacpp.hostmemory import Bytes, HostMemory
 from inference.llamacpp.lanes import (
     CopyPrefix,
     DropLane,
@@ -230,12 +231,21 @@ class Context:
     """
 
     def __init__(
-        self, model: Model, *, cache_tokens: int, lane_ids: int, batch_tokens: int, threads: int
+        self,
+        model: Model,
+        *,
+        unified: bool,
+        cache_tokens: int,
+        lane_ids: int,
+        batch_tokens: int,
+        threads: int,
+        host_bytes: int,
     ) -> None:
-        """Allocate `cache_tokens` cells shared by `lane_ids` lanes.
+        """Allocate `cache_tokens` cells for `lane_ids` lanes, in one pool if `unified`.
 
-        A batch holds at most `batch_tokens` tokens and asks for one row of logits a
-        lane. Raises `ModelLoadError` when the memory cannot be had.
+        Lanes are saved in `host_bytes` of host memory. A batch holds at most
+        `batch_tokens` tokens and asks for one row of logits a lane. Raises
+        `ModelLoadError` when the memory cannot be had.
         """
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = cache_tokens
@@ -245,7 +255,7 @@ class Context:
         params.n_outputs_max = lane_ids
         params.n_threads = threads
         params.n_threads_batch = threads
-        params.kv_unified = True
+        params.kv_unified = unified
         # In the unified layout every token sees a mask over all cells; the flash kernels
         # skip masked cells, the plain ones multiply them out.
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
@@ -267,7 +277,8 @@ class Context:
         self._lane = self._lane_column(batch_tokens)
         # llama.cpp's buffer has a row for each lane; views of them, by address.
         self._rows: dict[int, NDArray[np.float32]] = {}
-        self._saved: dict[int, NDArray[np.uint8]] = {}
+        self._unified = unified
+        self.host = HostMemory(host_bytes)
         self.bytes_per_token = self._measure()
 
     def _lane_column(self, batch_tokens: int) -> NDArray[np.int32]:
@@ -296,26 +307,32 @@ class Context:
     def run(self, op: LaneOp) -> None:
         """Carry out one lane operation. Raises `FatalDecode` when a saved lane does not fit."""
         match op:
-            case CopyPrefix(source=source, target=target, tokens=tokens):
+            case CopyPrefix(source=source, target=target, tokens=tokens) if self._unified:
                 llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+            case CopyPrefix(source=source, target=target, tokens=tokens):
+                # llama.cpp's own copy between buffers waits for the next decode, and
+                # what happens to the source until then would be copied too.
+                self._load(self._state(source), target, tokens)
             case DropLane(lane=lane):
                 llama_cpp.llama_memory_seq_rm(self._memory, lane, -1, -1)
             case SaveLane(lane=lane, key=key):
-                self._saved[key] = self._state(lane)
+                self.host.put(key, self._state(lane))
             case LoadLane(lane=lane, key=key, tokens=tokens):
-                state = self._saved[key]
-                if not llama_cpp.llama_state_seq_set_data(
-                    self.handle, _bytes_of(state), state.size, lane
-                ):
-                    raise FatalDecode(f"a saved lane of {state.size} bytes could not be loaded")
-                llama_cpp.llama_memory_seq_rm(self._memory, lane, tokens, -1)
+                self._load(self.host.get(key), lane, tokens)
             case DropSaved(key=key):
-                del self._saved[key]
+                self.host.drop(key)
 
-    def _state(self, lane: int) -> NDArray[np.uint8]:
-        """The cells of `lane`, copied out."""
+    def _load(self, state: Bytes, lane: int, tokens: int) -> None:
+        """Put `state` into `lane`, an empty lane, and cut it after `tokens`."""
+        pointer = _bytes_of(state)
+        if not llama_cpp.llama_state_seq_set_data(self.handle, pointer, state.size, lane):
+            raise FatalDecode(f"a saved lane of {state.size} bytes could not be loaded")
+        llama_cpp.llama_memory_seq_rm(self._memory, lane, tokens, -1)
+
+    def _state(self, lane: int) -> Bytes:
+        """The cells of `lane`, copied out; valid until the next call."""
         size = llama_cpp.llama_state_seq_get_size(self.handle, lane)
-        state = np.empty(size, dtype=np.uint8)
+        state = self.host.staging(size)
         llama_cpp.llama_state_seq_get_data(self.handle, _bytes_of(state), size, lane)
         return state
 
@@ -363,6 +380,6 @@ class Context:
         return row
 
 
-def _bytes_of(array: NDArray[np.uint8]) -> Any:
+def _bytes_of(array: Bytes) -> Any:
     """`array` as the pointer the C API wants."""
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

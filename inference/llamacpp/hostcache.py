@@ -35,10 +35,17 @@ class HostCache:
     Mutable state: the entries and their total. Owner: the scheduler.
     """
 
-    def __init__(self, *, tokens: int, whole: bool = False) -> None:
-        """Keep at most `tokens` tokens; `whole` where an entry cannot be cut (see `match`)."""
-        self.capacity = tokens
+    def __init__(
+        self, *, capacity: int, token_bytes: int = 1, block_bytes: int = 1, whole: bool = False
+    ) -> None:
+        """Keep at most `capacity` bytes; `whole` where an entry cannot be cut (see `match`).
+
+        An entry takes `token_bytes` for each token, rounded up to whole blocks.
+        """
+        self.capacity = capacity
         self.used = 0
+        self._token_bytes = token_bytes
+        self._block_bytes = block_bytes
         self._whole = whole
         self._entries: dict[int, Saved] = {}
         self._keys = itertools.count(1)
@@ -73,7 +80,7 @@ class HostCache:
 
         None when it is too short or too long, or a longer entry already begins with it.
         """
-        if not LEAST_TOKENS <= len(tokens) <= self.capacity:
+        if len(tokens) < LEAST_TOKENS or self._cost(tokens) > self.capacity:
             return None, []
         kept = tuple(tokens)
         dropped: list[int] = []
@@ -84,13 +91,17 @@ class HostCache:
                 return None, []
             if shared == len(entry.tokens):
                 dropped.append(self._drop(entry.key))
-        while self.used + len(kept) > self.capacity:
+        while self.used + self._cost(kept) > self.capacity:
             dropped.append(self._drop(next(iter(self._entries))))
         saved = Saved(key=next(self._keys), tokens=kept)
         self._entries[saved.key] = saved
-        self.used += len(kept)
+        self.used += self._cost(kept)
         return saved, dropped
 
+    def _cost(self, tokens: Sequence[int]) -> int:
+        blocks = -(-len(tokens) * self._token_bytes // self._block_bytes)
+        return blocks * self._block_bytes
+
     def _drop(self, key: int) -> int:
-        self.used -= len(self._entries.pop(key).tokens)
+        self.used -= self._cost(self._entries.pop(key).tokens)
         return key

@@ -1,11 +1,16 @@
-"""Lanes of the KV cache, and the prefix tree over them.
+"""Lanes of the KV cache in llama.cpp's two layouts.
 
-A lane is one KV sequence id, held by one running sequence. llama.cpp's unified cache
-lets several lanes own the same cell, so a prefix that running sequences share is stored
-once. The tree mirrors that exactly: a node is a run of tokens that occupies as many
-cells and knows which lanes own it, a lane is the path from the root to its end. Two
-lanes that computed the same tokens each for itself have two nodes, since they have two
-sets of cells.
+A lane is one KV sequence id, held by one running sequence.
+
+*Unified*: one pool of cells for all lanes, and several lanes may own the same cell, so
+a prefix that running sequences share is stored once. A prefix tree mirrors that
+exactly: a node is a run of tokens that occupies as many cells and knows which lanes own
+it, a lane is the path from the root to its end. Two lanes that computed the same tokens
+each for itself have two nodes, since they have two sets of cells.
+
+*Split*: a buffer of its own for each lane, so attention steps over its own tokens only.
+A shared prefix is copied. llama.cpp decodes lanes together only while their ids follow
+on each other, so lanes are moved down into gaps.
 
 Pure: operations on the cache are returned as `LaneOp`s, in the order they must run.
 """
@@ -14,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +89,58 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
-class Lanes:
-    """All lanes and cells of one cache.
+class Lanes(Protocol):
+    """What the scheduler needs of a layout. Counts are cells, one for each token."""
+
+    cells: int
+    ordered: bool
+    """Whether running lanes should have ids that follow on each other."""
+
+    @property
+    def used(self) -> int:
+        """Cells owned by at least one lane."""
+
+    @property
+    def free(self) -> int:
+        """Cells nobody owns."""
+
+    def room(self, promised: int) -> int:
+        """Cells a new lane could have while `promised` are left to the others."""
+
+    def alone(self, lane: int) -> int:
+        """Cells that dropping `lane` would free."""
+
+    def match(self, tokens: Sequence[int]) -> int:
+        """How many leading `tokens` some lane holds."""
+
+    def open(self, tokens: Sequence[int]) -> tuple[int, int, list[LaneOp]] | None:
+        """Open a lane that shares the longest prefix of `tokens` that some lane holds.
+
+        Returns the lane, the tokens shared and the operations to run; None when every
+        id is in use.
+        """
+
+    def append(self, lane: int, tokens: Sequence[int]) -> None:
+        """`tokens` now have cells at the end of `lane`. Raises `ValueError` when none are free."""
+
+    def drop(self, lane: int) -> DropLane:
+        """Close `lane`; what it alone owned is free."""
+
+    def gap(self) -> tuple[int, int] | None:
+        """A lane that should move, and the free id it should move to."""
+
+    def move(self, lane: int, target: int) -> list[LaneOp]:
+        """Give `lane` another id."""
+
+
+class UnifiedLanes:
+    """One pool of cells.
 
     Mutable state: the tree, the free ids, the count of cells. Its owner is the
     scheduler.
     """
+
+    ordered = False
 
     def __init__(self, *, ids: int, cells: int) -> None:
         self.cells = cells
@@ -102,6 +153,18 @@ class Lanes:
     def free(self) -> int:
         """Cells nobody owns."""
         return self.cells - self.used
+
+    def room(self, promised: int) -> int:
+        """Cells a new lane could have while `promised` are left to the others."""
+        return self.free - promised
+
+    def gap(self) -> None:
+        """None: ids need no order."""
+        return
+
+    def move(self, lane: int, target: int) -> list[LaneOp]:
+        """Raises `ValueError`: nothing needs to move."""
+        raise ValueError(f"lane {lane} has no reason to become {target}")
 
     def tokens(self, lane: int) -> list[int]:
         """The tokens whose cells `lane` owns, in order of position."""
@@ -208,3 +271,86 @@ class Lanes:
         node.tokens = node.tokens[keep:]
         node.parent = upper
         return upper
+
+
+class SplitLanes:
+    """A buffer of `length` cells for each of `ids` lanes.
+
+    Mutable state: the tokens of each lane in use. Its owner is the scheduler.
+    """
+
+    ordered = True
+
+    def __init__(self, *, ids: int, length: int) -> None:
+        self.cells = ids * length
+        self._ids = ids
+        self._length = length
+        self._tokens: dict[int, list[int]] = {}
+
+    @property
+    def used(self) -> int:
+        """Cells owned by a lane."""
+        return sum(map(len, self._tokens.values()))
+
+    @property
+    def free(self) -> int:
+        """Cells nobody owns, in all buffers together."""
+        return self.cells - self.used
+
+    def room(self, promised: int) -> int:
+        """The length of a buffer, whatever the others need: they have their own."""
+        return self._length
+
+    def tokens(self, lane: int) -> list[int]:
+        """The tokens in `lane`, in order of position."""
+        return self._tokens[lane]
+
+    def alone(self, lane: int) -> int:
+        """Cells that dropping `lane` would free."""
+        return len(self._tokens[lane])
+
+    def match(self, tokens: Sequence[int]) -> int:
+        """How many leading `tokens` some lane holds."""
+        return self._find(tokens)[0]
+
+    def open(self, tokens: Sequence[int]) -> tuple[int, int, list[LaneOp]] | None:
+        """Open the lowest free lane with the longest prefix of `tokens` that some lane holds."""
+        lane = next((id for id in range(self._ids) if id not in self._tokens), None)
+        if lane is None:
+            return None
+        shared, source = self._find(tokens)
+        self._tokens[lane] = list(tokens[:shared])
+        if source is None:
+            return lane, 0, []
+        return lane, shared, [CopyPrefix(source=source, target=lane, tokens=shared)]
+
+    def append(self, lane: int, tokens: Sequence[int]) -> None:
+        """`tokens` now have cells at the end of `lane`. Raises `ValueError` when none are free."""
+        free = self._length - len(self._tokens[lane])
+        if len(tokens) > free:
+            raise ValueError(f"{len(tokens)} cells needed, {free} free")
+        self._tokens[lane] += tokens
+
+    def drop(self, lane: int) -> DropLane:
+        """Close `lane`."""
+        del self._tokens[lane]
+        return DropLane(lane=lane)
+
+    def gap(self) -> tuple[int, int] | None:
+        """The highest lane and the lowest free id, if that is lower."""
+        highest = max(self._tokens, default=0)
+        gap = next((id for id in range(highest) if id not in self._tokens), None)
+        return None if gap is None else (highest, gap)
+
+    def move(self, lane: int, target: int) -> list[LaneOp]:
+        """Copy `lane` to the free id `target` and close it."""
+        tokens = self._tokens[target] = self._tokens[lane]
+        return [CopyPrefix(source=lane, target=target, tokens=len(tokens)), self.drop(lane)]
+
+    def _find(self, tokens: Sequence[int]) -> tuple[int, int | None]:
+        best: tuple[int, int | None] = (0, None)
+        for lane, held in self._tokens.items():
+            shared = common_prefix(held, tokens)
+            if shared > best[0]:
+                best = shared, lane
+        return best

@@ -9,7 +9,7 @@ the structs below and nothing else.
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -43,7 +43,8 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     the cells of the whole KV cache (0: the larger of `context` and 1024 a lane).
     `batch_tokens` bounds one step's prefill when nobody is decoding. `gpu_layers` -1
     means all. `host_memory_bytes` bounds what is kept of finished sequences outside the
-    cache. `max_waiting` bounds the queue.
+    cache. `layout` is "unified", "split", or "auto": split where every lane can have
+    its whole context in the cache. `max_waiting` bounds the queue.
     """
 
     model_id: str
@@ -54,6 +55,7 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     threads: int = 0
     batch_tokens: int = 512
     gpu_layers: int = -1
+    layout: Literal["auto", "unified", "split"] = "auto"
     host_memory_bytes: int = 1 << 30
     target_itl_seconds: float = 0.2
     max_waiting: int = 1024

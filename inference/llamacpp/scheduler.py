@@ -41,7 +41,6 @@ LEAST_CHUNK = 8  # so that a prompt always advances, however tight the target
 IDLE_STRETCH = 3  # times the target a step may take while nobody is decoding
 WORTH_WAITING = 32  # tokens another prompt must be about to share
 WORTH_LOADING = 8  # tokens an entry in host memory must share beyond a running lane
-LANE_IDS_PER_LANE = 2
 HEADROOM = 8  # free cells per running sequence before another is admitted
 
 
@@ -130,25 +129,24 @@ class Scheduler:
 
     def __init__(
         self,
+        lanes: Lanes,
+        host: HostCache,
         *,
-        lanes: int,
-        cells: int,
-        host_tokens: int,
+        running: int,
         batch_tokens: int,
         target_seconds: float,
         share: bool = True,
     ) -> None:
-        """`lanes` run at once over `cells`; `host_tokens` are kept in host memory.
+        """At most `running` sequences at once; `lanes` must have an id for each.
 
         `share` False is for models whose sequences cannot be cut at a token.
         """
-        # A parked sequence keeps its lane while others run, so there are more ids than run.
-        self.lanes = Lanes(ids=LANE_IDS_PER_LANE * lanes, cells=cells)
-        self.host = HostCache(tokens=host_tokens, whole=not share)
+        self.lanes = lanes
+        self.host = host
         self.prefix_queries = 0
         self.prefix_hits = 0
         self.preemptions = 0
-        self._max_running = lanes
+        self._max_running = running
         self._batch_tokens = batch_tokens
         self._target = target_seconds
         self._share = share
@@ -199,6 +197,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Decide the next step. Without entries there is nothing to compute."""
+        self._close_gaps()
         while True:
             entries = self._decodes()
             started = self._admit_waiting()
@@ -247,6 +246,17 @@ class Scheduler:
         """Sequences in `phase`, the first to be served first."""
         found = [s for s in self._sequences.values() if s.phase is phase]
         return sorted(found, key=lambda s: (-s.priority, s.order))
+
+    def _close_gaps(self) -> None:
+        """Where ids should follow on each other, only running sequences hold lanes, the lowest."""
+        if not self.lanes.ordered:
+            return
+        for holder in self._idle_holders():
+            self._give_up_lane(holder)
+        while (gap := self.lanes.gap()) is not None:
+            lane, target = gap
+            self._ops += self.lanes.move(lane, target)
+            next(s for s in self._of(Phase.RUNNING) if s.lane == lane).lane = target
 
     def _decodes(self) -> list[Entry]:
         """One token for every sequence that misses only its last, after making room."""
@@ -319,7 +329,7 @@ class Scheduler:
         if sequence.lane is None:
             running = self._of(Phase.RUNNING)
             promised = sum(s.missing + HEADROOM for s in running)
-            room = self.lanes.free - promised + self._held_by_idle()
+            room = self.lanes.room(promised) + self._held_by_idle()
             shared, saved = self._best_prefix(sequence)
             if running and len(sequence.tokens) - (0 if saved else shared) > room:
                 return False
@@ -349,7 +359,7 @@ class Scheduler:
             return False
         prefix = sequence.tokens[:shared] if saved is None else []
         opened = self.lanes.open(prefix)
-        if opened is None:  # parked sequences hold the other ids
+        if opened is None:  # parked and waiting sequences hold the other ids
             self._give_up_lane(self._idle_holders()[0])
             opened = self.lanes.open(prefix)
             assert opened is not None

@@ -23,6 +23,8 @@ import llama_cpp
 from inference.errors import EngineError, ModelLoadError, TemplateError
 from inference.llamacpp.bindings import TEMPLATE_KEY, Context, Model
 from inference.llamacpp.connection import Connection
+from inference.llamacpp.hostcache import HostCache
+from inference.llamacpp.hostmemory import BLOCK_BYTES
 from inference.llamacpp.intake import Intake
 from inference.llamacpp.messages import (
     Abort,
@@ -45,15 +47,13 @@ from inference.llamacpp.messages import (
     WorkerConfig,
     to_failure,
 )
-from inference.llamacpp.scheduler import LANE_IDS_PER_LANE, Scheduler
+from inference.llamacpp.scheduler import Scheduler
+from inference.llamacpp.sizes import cache_sizes
 from inference.llamacpp.steploop import Close, StepLoop
 from inference.llamacpp.template import ChatTemplate
 from inference.llamacpp.threads import physical_cores
 from inference.types import ModelInfo
 
-DEFAULT_CONTEXT = 8192
-CACHE_TOKENS_PER_LANE = 1024
-LAYOUT = "unified"  # why: docs/architecture.md
 PROGRESS_STEP = 0.01
 
 
@@ -87,12 +87,8 @@ class Worker:
         if not self._model.decodes_text():
             raise ModelLoadError("this model cannot generate text")
         threads = config.threads or physical_cores()
-        length = config.context or min(self._model.train_context, DEFAULT_CONTEXT)
-        cells = config.cache_tokens or max(length, CACHE_TOKENS_PER_LANE * config.lanes)
-        if cells < length:
-            raise ModelLoadError(
-                f"cache-tokens {cells} cannot hold one sequence of context {length}"
-            )
+        sizes = cache_sizes(config, train_context=self._model.train_context)
+        batch_tokens = max(config.batch_tokens, config.lanes)
         # OpenMP keeps a team of threads for every thread that computes, and lets them
         # sleep instead of spin as soon as all teams together exceed the processors: one
         # computation on the main thread, and each decode would take three times as long.
@@ -100,20 +96,28 @@ class Worker:
         self._context = self._steps.submit(
             Context,
             self._model,
-            cache_tokens=cells,
-            lane_ids=LANE_IDS_PER_LANE * config.lanes,
-            batch_tokens=max(config.batch_tokens, config.lanes),
+            unified=sizes.layout == "unified",
+            cache_tokens=sizes.cells,
+            lane_ids=sizes.lane_ids,
+            batch_tokens=batch_tokens,
             threads=threads,
+            host_bytes=config.host_memory_bytes,
         ).result()
         template, problem = self._chat_template(config)
-        self._intake = Intake(self._model, template, problem=problem, context=length)
+        self._intake = Intake(self._model, template, problem=problem, context=sizes.length)
+        share = self._model.shares_prefixes()
         scheduler = Scheduler(
-            lanes=config.lanes,
-            cells=self._context.cells,
-            host_tokens=config.host_memory_bytes // self._context.bytes_per_token,
-            batch_tokens=max(config.batch_tokens, config.lanes),
+            sizes.lanes(),
+            HostCache(
+                capacity=self._context.host.blocks * BLOCK_BYTES,
+                token_bytes=self._context.bytes_per_token,
+                block_bytes=BLOCK_BYTES,
+                whole=not share,
+            ),
+            running=config.lanes,
+            batch_tokens=batch_tokens,
             target_seconds=config.target_itl_seconds,
-            share=self._model.shares_prefixes(),
+            share=share,
         )
         self._loop = StepLoop(
             scheduler,
@@ -129,14 +133,14 @@ class Worker:
             parameters=self._model.parameters,
             size_bytes=self._model.size_bytes,
             vocab_size=self._model.vocab_size,
-            context_length=length,
+            context_length=sizes.length,
             train_context_length=self._model.train_context,
             has_chat_template=template is not None,
             engine="llamacpp",
             device=_device(config.gpu_layers),
-            layout=LAYOUT,
+            layout=sizes.layout,
             lanes=config.lanes,
-            cache_tokens=self._context.cells,
+            cache_tokens=sizes.cells,
             threads=threads,
         )
 

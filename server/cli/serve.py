@@ -115,6 +115,7 @@ def _llamacpp(settings: Settings) -> tuple[Engine, ServedModel]:
         threads=settings.threads,
         batch_tokens=settings.batch_tokens,
         gpu_layers=settings.gpu_layers,
+        layout=settings.layout,
         host_memory_bytes=settings.kv_host_memory << 20,
         target_itl_seconds=settings.target_itl_ms / 1000,
         # The edge refuses first: the engine only has to hold what the edge admits.

@@ -181,7 +181,9 @@ def max_tokens_of(given: int | None, param: str, min_tokens: int, limits: Limits
         raise invalid(f"`{param}` is {given}; this server allows {ceiling}.", param)
     bound = given if given is not None else limits.max_tokens or None
     if min_tokens > (bound or ceiling):
-        raise invalid(f"`min_tokens` is {min_tokens}, above `{param}`.", "min_tokens")
+        raise invalid(
+            f"`min_tokens` is {min_tokens}; this request allows {bound or ceiling}.", "min_tokens"
+        )
     return bound
 
 

@@ -1,4 +1,4 @@
-"""A model of llama.cpp's unified cache: what the lane operations mean, cell by cell."""
+"""A model of llama.cpp's cache: what the lane operations mean, cell by cell."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class Cell:
 class Cells:
     """Executes what the scheduler asks for and remembers who owns what."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, shared: bool = True) -> None:
+        """`shared` is the unified layout: a copied prefix is owned, not duplicated."""
         self.size = size
+        self.shared = shared
         self.cells: list[Cell] = []
         self.saved: dict[int, list[int]] = {}
 
@@ -38,8 +40,11 @@ class Cells:
                 assert self.tokens(target) == [], "the target of a copy must be empty"
                 owned = [c for c in self.cells if source in c.lanes and c.position < tokens]
                 assert len(owned) == tokens, "the source does not hold the prefix"
-                for cell in owned:
-                    cell.lanes.add(target)
+                if self.shared:
+                    for cell in owned:
+                        cell.lanes.add(target)
+                else:
+                    self.compute(target, 0, self.tokens(source)[:tokens])
             case DropLane(lane=lane):
                 for cell in self.cells:
                     cell.lanes.discard(lane)

@@ -111,9 +111,12 @@ async def settled(engine: LlamaCppEngine) -> None:
             await answer(engine, poke)
 
 
-def test_a_generation_ends_with_usage_and_the_next_turn_reuses_it(default_model_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["unified", "split"])
+def test_a_generation_ends_with_usage_and_the_next_turn_reuses_it(
+    default_model_path: Path, layout: str
+) -> None:
     async def scenario() -> None:
-        async with running(default_model_path) as engine:
+        async with running(default_model_path, layout=layout) as engine:
             first = await answer(engine, request("a", chat("What is water?"), max_tokens=24))
             assert first.finished is not None
             usage = first.finished.usage
@@ -128,12 +131,15 @@ def test_a_generation_ends_with_usage_and_the_next_turn_reuses_it(default_model_
     asyncio.run(scenario())
 
 
-def test_sixteen_together_equal_each_alone_up_to_near_ties(default_model_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["unified", "split"])
+def test_sixteen_together_equal_each_alone_up_to_near_ties(
+    default_model_path: Path, layout: str
+) -> None:
     """At temperature 0 the texts agree until two candidates are as good as equal."""
     prompts = [chat(f"Tell me about the number {n} in one sentence.") for n in range(16)]
 
     async def scenario() -> None:
-        async with running(default_model_path) as engine:
+        async with running(default_model_path, layout=layout) as engine:
             alone = [
                 await answer(engine, request(f"alone-{n}", p, max_tokens=24, logprobs=2))
                 for n, p in enumerate(prompts)
@@ -161,9 +167,10 @@ def test_sixteen_together_equal_each_alone_up_to_near_ties(default_model_path: P
     asyncio.run(scenario())
 
 
-def test_a_request_alone_is_repeatable(default_model_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["unified", "split"])
+def test_a_request_alone_is_repeatable(default_model_path: Path, layout: str) -> None:
     async def scenario() -> None:
-        async with running(default_model_path) as engine:
+        async with running(default_model_path, layout=layout) as engine:
             await answer(engine, request("warm", chat("Name three rivers.")))
             texts = {
                 (await answer(engine, request(f"r{n}", chat("Name three rivers.")))).text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ prompts = st.lists(st.lists(st.integers(0, 1), max_size=60), max_size=30)
 
 
 def test_the_longest_shared_prefix_wins() -> None:
-    cache = HostCache(tokens=1000)
+    cache = HostCache(capacity=1000)
     cache.save(list(range(20)))
     best, _ = cache.save([*range(30), 99])
     cache.save([*range(25), *range(200, 230)])
@@ -20,7 +22,7 @@ def test_the_longest_shared_prefix_wins() -> None:
 
 
 def test_a_longer_entry_replaces_its_own_beginning() -> None:
-    cache = HostCache(tokens=1000)
+    cache = HostCache(capacity=1000)
     short, _ = cache.save(list(range(20)))
     assert short is not None
     long, dropped = cache.save(list(range(40)))
@@ -31,7 +33,7 @@ def test_a_longer_entry_replaces_its_own_beginning() -> None:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    cache = HostCache(tokens=60)
+    cache = HostCache(capacity=60)
     first, _ = cache.save([1] * 20)
     second, _ = cache.save([2] * 20)
     assert first is not None
@@ -42,21 +44,26 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_a_long_entry_is_not_loaded_for_a_few_tokens() -> None:
-    cache = HostCache(tokens=10_000)
+    cache = HostCache(capacity=10_000)
     cache.save([*range(20), *range(1000, 2000)])
     assert cache.match([*range(20), 5, 6]) == (0, None)
 
 
 def test_entries_that_cannot_be_cut_match_as_a_whole() -> None:
-    cache = HostCache(tokens=1000, whole=True)
+    cache = HostCache(capacity=1000, whole=True)
     entry, _ = cache.save(list(range(20)))
     assert cache.match(list(range(15))) == (0, None)
     assert cache.match(list(range(25))) == (20, entry)
 
 
-@given(prompts, st.lists(st.integers(0, 1), max_size=60), st.integers(0, 200))
-def test_against_a_plain_search(saved: list[list[int]], wanted: list[int], capacity: int) -> None:
-    cache = HostCache(tokens=capacity)
+@given(prompts, st.lists(st.integers(0, 1), max_size=60), st.integers(0, 600), st.integers(1, 20))
+def test_against_a_plain_search(
+    saved: list[list[int]], wanted: list[int], capacity: int, block: int
+) -> None:
+    def cost(tokens: Sequence[int]) -> int:
+        return -(-3 * len(tokens) // block) * block
+
+    cache = HostCache(capacity=capacity, token_bytes=3, block_bytes=block)
     entries: dict[int, tuple[int, ...]] = {}
     for tokens in saved:
         entry, dropped = cache.save(tokens)
@@ -64,11 +71,11 @@ def test_against_a_plain_search(saved: list[list[int]], wanted: list[int], capac
             del entries[key]
         if entry is not None:
             entries[entry.key] = entry.tokens
-        assert cache.used == sum(map(len, entries.values())) <= capacity
+        assert cache.used == sum(map(cost, entries.values())) <= capacity
         assert len(cache) == len(entries)
         assert entry is not None or not dropped
         covered = any(e[: len(tokens)] == tuple(tokens) for e in entries.values())
-        assert covered or not LEAST_TOKENS <= len(tokens) <= capacity
+        assert covered or len(tokens) < LEAST_TOKENS or cost(tokens) > capacity
     expected = max(
         (
             shared

@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from inference.llamacpp.lanes import DropLane, SaveLane
+from inference.llamacpp.hostcache import HostCache
+from inference.llamacpp.lanes import DropLane, Lanes, SaveLane, SplitLanes, UnifiedLanes
 from inference.llamacpp.scheduler import (
     TRANSITIONS,
     IllegalTransition,
@@ -22,12 +23,18 @@ from tests.inference.llamacpp.cells import Cells
 
 
 def scheduler(
-    *, lanes: int = 4, cells: int = 1000, host: int = 2000, batch: int = 64, share: bool = True
+    *,
+    running: int = 4,
+    cells: int = 1000,
+    host: int = 2000,
+    batch: int = 64,
+    share: bool = True,
+    lanes: Lanes | None = None,
 ) -> Scheduler:
     return Scheduler(
-        lanes=lanes,
-        cells=cells,
-        host_tokens=host,
+        lanes or UnifiedLanes(ids=2 * running, cells=cells),
+        HostCache(capacity=host, whole=not share),
+        running=running,
         batch_tokens=batch,
         target_seconds=0.2,
         share=share,
@@ -176,7 +183,7 @@ def test_parking_keeps_the_cache_until_somebody_needs_it() -> None:
 
 
 def test_a_parked_lane_lets_another_sequence_run() -> None:
-    s = scheduler(lanes=1)
+    s = scheduler(running=1)
     s.add("a", [1])
     step(s)
     s.add("b", [2])
@@ -230,7 +237,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = scheduler(lanes=LANES, cells=CELLS, host=HOST, batch=BATCH)
+        self.scheduler = scheduler(running=LANES, cells=CELLS, host=HOST, batch=BATCH)
         self.cells = Cells(CELLS)
         self.known: dict[str, list[int]] = {}
         self.prompts: dict[str, int] = {}
@@ -277,6 +284,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert len({e.id for e in plan.entries}) == len(plan.entries) <= LANES
         assert len({e.lane for e in plan.entries}) == len(plan.entries)
         assert sum(len(e.tokens) for e in plan.entries) <= BATCH
+        self.check(plan)
         for entry in plan.entries:
             assert entry.id not in self.parked
             known = self.known[entry.id]
@@ -307,6 +315,9 @@ class AnyHistory(RuleBasedStateMachine):
         assert not self.known
         assert self.scheduler.lanes.used == 0
 
+    def check(self, plan: StepPlan) -> None:
+        """What a layout demands beyond the rest."""
+
     def end(self, id: str) -> None:
         assert id not in self.ended
         self.scheduler.end(id)
@@ -321,11 +332,27 @@ class AnyHistory(RuleBasedStateMachine):
         assert counts[Phase.PARKED] == len(self.parked)
         assert counts[Phase.RUNNING] <= LANES
         assert counts[Phase.ENDED] == 0
-        assert self.scheduler.lanes.used <= CELLS
+        assert self.scheduler.lanes.used <= self.cells.size
         assert self.scheduler.host.used <= HOST
         for id, known in self.known.items():
             assert list(self.scheduler.tokens(id)) == known
 
 
+class AnySplitHistory(AnyHistory):
+    """The same with a buffer for each lane, whose ids must follow on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        lanes = SplitLanes(ids=LANES, length=CONTEXT)
+        self.scheduler = scheduler(running=LANES, host=HOST, batch=BATCH, lanes=lanes)
+        self.cells = Cells(LANES * CONTEXT, shared=False)
+
+    def check(self, plan: StepPlan) -> None:
+        lanes = {s.lane for s in self.scheduler._sequences.values() if s.lane is not None}
+        assert lanes == set(range(self.scheduler.count(Phase.RUNNING)))
+
+
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnySplitHistory = AnySplitHistory.TestCase
+TestAnyHistory.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAnySplitHistory.settings = TestAnyHistory.settings

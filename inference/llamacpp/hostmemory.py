@@ -1,0 +1,68 @@
+"""The bytes of saved lanes: one arena of equal blocks, used again and again.
+
+Memory that is touched for the first time costs a page fault every 4 KiB, ten times what
+copying into it costs, and huge pages may have to wait for the kernel to compact memory.
+So freed blocks are taken first, and only a cache that grows meets new pages.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_BYTES = 256 * 1024
+
+Bytes = NDArray[np.uint8]
+
+
+class HostMemory:
+    """Byte strings by key, within a fixed size.
+
+    Mutable state: the blocks of each key, the free blocks, the staging buffer. Owner:
+    the step loop's thread.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        """Reserve address space for `size_bytes`; memory is taken as it is used."""
+        self.blocks = size_bytes // BLOCK_BYTES
+        self._arena = _anonymous(max(1, self.blocks) * BLOCK_BYTES).reshape(-1, BLOCK_BYTES)
+        self._free = list(range(self.blocks - 1, -1, -1))
+        self._held: dict[int, tuple[int, list[int]]] = {}  # key -> (bytes, blocks)
+        self._staging = _anonymous(BLOCK_BYTES)
+
+    def staging(self, size: int) -> Bytes:
+        """A buffer of `size` bytes, valid until the next call."""
+        if self._staging.size < size:
+            self._staging = _anonymous(-(-size // BLOCK_BYTES) * BLOCK_BYTES)
+        return self._staging[:size]
+
+    def put(self, key: int, data: Bytes) -> None:
+        """Keep a copy of `data`. Raises `MemoryError` when the blocks do not suffice."""
+        count = -(-data.size // BLOCK_BYTES)
+        if count > len(self._free):
+            raise MemoryError(f"{count} blocks needed, {len(self._free)} free")
+        taken = [self._free.pop() for _ in range(count)]
+        for number, block in enumerate(taken):
+            part = data[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
+            self._arena[block, : part.size] = part
+        self._held[key] = (data.size, taken)
+
+    def get(self, key: int) -> Bytes:
+        """What was kept under `key`, in the staging buffer."""
+        size, blocks = self._held[key]
+        data = self.staging(size)
+        for number, block in enumerate(blocks):
+            part = data[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
+            part[:] = self._arena[block, : part.size]
+        return data
+
+    def drop(self, key: int) -> None:
+        """Forget `key`; its blocks are the next to be used."""
+        self._free += self._held.pop(key)[1]
+
+
+def _anonymous(size: int) -> Bytes:
+    """Zeroed memory of small pages, taken from the system when first touched."""
+    return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)

@@ -1,0 +1,59 @@
+"""How large the KV cache is, and in which layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from inference.errors import ModelLoadError
+from inference.llamacpp.lanes import Lanes, SplitLanes, UnifiedLanes
+from inference.llamacpp.messages import WorkerConfig
+
+DEFAULT_CONTEXT = 8192
+CELLS_PER_LANE = 1024
+# A parked sequence keeps its lane in the pool while others run, so it needs more ids.
+UNIFIED_IDS_PER_LANE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSizes:
+    """`length` tokens a sequence, `cells` for all of them together, `lane_ids` ids."""
+
+    layout: Literal["unified", "split"]
+    length: int
+    cells: int
+    lane_ids: int
+
+    def lanes(self) -> Lanes:
+        """The bookkeeping for this cache."""
+        if self.layout == "split":
+            return SplitLanes(ids=self.lane_ids, length=self.length)
+        return UnifiedLanes(ids=self.lane_ids, cells=self.cells)
+
+
+def cache_sizes(config: WorkerConfig, *, train_context: int) -> CacheSizes:
+    """Resolve the zeros and "auto" of `config`.
+
+    "auto" is split where every lane can have its whole context anyway: it costs no
+    memory then, and attention is faster. Raises `ModelLoadError` for sizes that
+    contradict each other.
+    """
+    length = config.context or min(train_context, DEFAULT_CONTEXT)
+    cells = config.cache_tokens or max(length, CELLS_PER_LANE * config.lanes)
+    all_lanes = config.lanes * length
+    fits = all_lanes <= cells
+    if config.layout == "split" and config.cache_tokens and not fits:
+        raise ModelLoadError(
+            f"cache-tokens {cells} cannot hold {config.lanes} lanes of context {length}, "
+            f"as the split layout needs; unified can"
+        )
+    if cells < length:
+        raise ModelLoadError(f"cache-tokens {cells} cannot hold one sequence of context {length}")
+    if config.layout == "split" or (config.layout == "auto" and fits):
+        return CacheSizes(layout="split", length=length, cells=all_lanes, lane_ids=config.lanes)
+    return CacheSizes(
+        layout="unified",
+        length=length,
+        cells=cells,
+        lane_ids=UNIFIED_IDS_PER_LANE * config.lanes,
+    )

@@ -1,0 +1,45 @@
+"""The arena of saved lanes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.llamacpp.hostmemory import BLOCK_BYTES, Bytes, HostMemory
+
+BLOCKS = 6
+
+
+def some_bytes(size: int, seed: int) -> Bytes:
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3 * BLOCK_BYTES), st.booleans()), max_size=12))
+def test_what_is_kept_comes_back_whole(steps: list[tuple[int, bool]]) -> None:
+    memory = HostMemory(BLOCKS * BLOCK_BYTES + 5)
+    kept: dict[int, Bytes] = {}
+    for key, (size, drop) in enumerate(steps):
+        if drop and kept:
+            oldest = next(iter(kept))
+            memory.drop(oldest)
+            del kept[oldest]
+        data = some_bytes(size, key)
+        used = sum(-(-each.size // BLOCK_BYTES) for each in kept.values())
+        if used + -(-size // BLOCK_BYTES) > BLOCKS:
+            with pytest.raises(MemoryError):
+                memory.put(key, data)
+            continue
+        memory.put(key, data)
+        kept[key] = data
+        for each, expected in kept.items():
+            assert np.array_equal(memory.get(each), expected)
+
+
+def test_no_memory_at_all_is_allowed() -> None:
+    memory = HostMemory(0)
+    assert memory.blocks == 0
+    with pytest.raises(MemoryError):
+        memory.put(1, some_bytes(1, 1))
