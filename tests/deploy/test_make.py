@@ -81,6 +81,19 @@ def test_arguments_reach_the_program() -> None:
     assert "headrace serve --port 9000" in shown
 
 
+def test_quoted_arguments_of_bench_leave_the_peer_unbuilt() -> None:
+    command = ["make", "--dry-run", "bench", 'ARGS=compare --a-flags "--lanes 8"']
+    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert 'benchmarks compare --a-flags "--lanes 8"' in shown
+    assert "build_peer" not in shown
+
+
+def test_a_plain_bench_brings_what_builds_the_peer() -> None:
+    command = ["make", "--dry-run", "bench"]
+    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert shown.index("environment.sh build") < shown.index("build_peer")
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_can_be_run_and_stop_at_errors(script: Path) -> None:
     assert os.access(script, os.X_OK)

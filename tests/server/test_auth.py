@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from server.auth import ApiKeys, KeyFileError
+from server.auth import ApiKeys
 from tests.server.harness import run, serving
 
 CLOSED = [
