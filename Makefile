@@ -52,7 +52,8 @@ BENCH = compare --a headrace --b llama-server --workload short --concurrency 1,1
 .PHONY: bench
 bench: ## build llama-server and compare with it; or make bench ARGS="compare --help"
 	@deploy/environment.sh runtime
-	@test -n "$(ARGS)" || $(BIN)/python -m benchmarks.build_peer
+	$(if $(ARGS),,@deploy/environment.sh build)
+	$(if $(ARGS),,@PATH="$(CURDIR)/.venv-build/bin:$$PATH" $(BIN)/python -m benchmarks.build_peer)
 	@exec $(BIN)/python -m benchmarks $(or $(ARGS),$(BENCH))
 
 .PHONY: lock
@@ -62,6 +63,6 @@ lock: ## write the lock files anew; UPGRADE=1 takes the newest versions
 
 .PHONY: clean
 clean: ## remove environments, caches and builds; models stay
-	rm -rf .venv .venv-openai2 .venv-lock .venv-state build dist *.egg-info
+	rm -rf .venv .venv-openai2 .venv-lock .venv-build .venv-state build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

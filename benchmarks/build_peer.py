@@ -2,8 +2,8 @@
 
 `python -m benchmarks.build_peer` downloads the source of the installed llama-cpp-python,
 which carries all of llama.cpp, and builds `llama-server`, `llama-bench` and
-`llama-batched-bench` from it into the user's cache. It needs a C++ compiler and git;
-cmake and ninja come with `pip install cmake ninja` when they are not there.
+`llama-batched-bench` from it into the user's cache. It needs a C++ compiler, cmake and
+ninja; `make bench` brings the last two.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from benchmarks import session as sessions
@@ -47,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=_compare)
     report = commands.add_parser("report", help="write the reports of a saved session again")
     report.add_argument("directory", type=Path, help="where results.json lies")
-    report.set_defaults(run=lambda options: _write(sessions.load(_results(options)), options))
+    report.set_defaults(run=_report)
     listing = commands.add_parser("list", help="show workloads and peers")
     listing.set_defaults(run=_list)
     return parser
@@ -64,7 +65,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--concurrency", type=_numbers, default=(), metavar="N,N", help="closed loop")
     work.add_argument("--rate", type=float, metavar="R", help="open loop: arrivals per second")
     work.add_argument("--duration", type=float, metavar="S", help="open loop: seconds of arrivals")
-    work.add_argument("--rounds", type=int, default=3, metavar="N", help="A B A B ... (3)")
+    work.add_argument("--rounds", type=_positive, default=3, metavar="N", help="A B A B ... (3)")
     work.add_argument("--seed", type=int, default=1, metavar="N", help="of texts and arrivals (1)")
     work.add_argument(
         "--no-ignore-eos", action="store_true", help="for servers that refuse the field"
@@ -73,7 +74,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     servers = parser.add_argument_group("servers; a peer is a name, a URL or package.module:name")
     for label in LABELS:
         servers.add_argument(f"--{label}", metavar="PEER", help=f"{label.upper()}'s server")
-        servers.add_argument(f"--{label}-flags", default="", metavar="'...'", help="added, and win")
+        servers.add_argument(
+            f"--{label}-flags", type=_words, default=(), metavar="'...'", help="added, and win"
+        )
         servers.add_argument(f"--{label}-model", metavar="PATH", help="instead of --model")
         servers.add_argument(f"--{label}-program", metavar="PATH", help="its executable")
         servers.add_argument(
@@ -91,10 +94,20 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if not all(number > 0 for number in numbers):
-        raise argparse.ArgumentTypeError("levels must be positive")
-    return numbers
+    return tuple(_positive(part) for part in text.split(","))
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, not {text!r}")
+    return int(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
 def _workloads(text: str) -> tuple[str, ...]:
@@ -107,23 +120,29 @@ def _workloads(text: str) -> tuple[str, ...]:
 def _sides(options: argparse.Namespace) -> list[Side]:
     sides = []
     for label in LABELS:
-        given = {name: getattr(options, f"{label}_{name}") for name in ("flags", "program")}
         if (peer := getattr(options, label)) is None:
             continue
-        key_variable = getattr(options, f"{label}_key_env")
         sides.append(
             Side(
                 label=label.upper(),
                 peer=peer,
                 model=_model_path(getattr(options, f"{label}_model") or options.model, peer),
-                flags=tuple(shlex.split(given["flags"])),
-                program=given["program"],
-                api_key=os.environ.get(key_variable, "") if key_variable else "",
+                flags=getattr(options, f"{label}_flags"),
+                program=getattr(options, f"{label}_program"),
+                api_key=_api_key(getattr(options, f"{label}_key_env")),
             )
         )
     if not sides:
         raise PeerError("name at least one server: --a PEER")
     return sides
+
+
+def _api_key(variable: str | None) -> str:
+    if variable is None:
+        return ""
+    if not (key := os.environ.get(variable)):
+        raise PeerError(f"the variable {variable} holds no key")
+    return key
 
 
 def _model_path(name: str, peer: str) -> str:
@@ -170,6 +189,15 @@ async def _until_signalled(measuring: Coroutine[None, None, Session]) -> Session
     for number in (signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     return await task
+
+
+def _report(options: argparse.Namespace) -> int:
+    path = _results(options)
+    try:
+        session = sessions.load(path)
+    except (OSError, msgspec.DecodeError) as error:
+        raise PeerError(f"{path} cannot be read: {error}") from None
+    return _write(session, options)
 
 
 def _write(session: Session, options: argparse.Namespace) -> int:

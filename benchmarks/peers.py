@@ -181,8 +181,8 @@ def vllm(setting: Setting) -> Launch:
 
 def url(setting: Setting) -> Launch:
     """Any server that runs already."""
-    if setting.url is None:
-        raise PeerError("no URL was given")
+    if setting.url is None or not setting.url.startswith(("http://", "https://")):
+        raise PeerError("name a server that runs already by its URL: http://HOST:PORT")
     return Launch(base_url=setting.url.rstrip("/").removesuffix("/v1"), model=None)
 
 

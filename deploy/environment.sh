@@ -5,6 +5,7 @@
 #   deploy/environment.sh dev        .venv with tests and linters as well
 #   deploy/environment.sh openai2    .venv-openai2 with the older OpenAI SDK
 #   deploy/environment.sh lock       .venv-lock with uv
+#   deploy/environment.sh build      .venv-build with the tools that build llama-server
 #
 # Read from the environment:
 #   PYTHON                       interpreter for new environments (default: the first
@@ -263,5 +264,6 @@ case "${1:-}" in
   dev) main_env dev "${DEV_LOCKS[@]}" ;;
   openai2) side_env .venv-openai2 deploy/locks/openai2.lock ;;
   lock) side_env .venv-lock deploy/locks/resolver.lock ;;
-  *) die "usage: deploy/environment.sh runtime|dev|openai2|lock" ;;
+  build) side_env .venv-build deploy/locks/build.lock ;;
+  *) die "usage: deploy/environment.sh runtime|dev|openai2|lock|build" ;;
 esac

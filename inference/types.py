@@ -84,6 +84,8 @@ class SamplingParams(Value, frozen=True, kw_only=True):
 
 PENALTY_WINDOW = 64
 
+StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_MAX_CHARS)]
+
 
 class GenerationRequest(Value, frozen=True, kw_only=True):
     """One sequence to generate.
@@ -101,7 +103,7 @@ class GenerationRequest(Value, frozen=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     min_tokens: Annotated[int, Meta(ge=0)] = 0
     ignore_eos: bool = False
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[StopString, ...], Meta(max_length=STOP_MAX_STRINGS)] = ()
     logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
     client: str = ""
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0

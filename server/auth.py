@@ -15,13 +15,10 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, response_to
+from server.keyfile import read_keys
 
 CLIENT_CHARS = 12
 """How much of a key's digest names the client in logs and fair shares."""
-
-
-class KeyFileError(ValueError):
-    """The key file cannot be read or holds no key. The message names the file."""
 
 
 class ApiKeys:
@@ -35,22 +32,12 @@ class ApiKeys:
 
     @classmethod
     def load(cls, path: Path) -> ApiKeys:
-        """Read one key a line; empty lines and lines that begin with `#` do not count.
+        """Read a key file.
 
         Raises `KeyFileError` when there is no such file or no key in it: an empty file
         must not open the server.
         """
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise KeyFileError(f"{path}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise KeyFileError(f"{path}: not UTF-8 text") from error
-        keys = [line.strip() for line in lines]
-        keys = [key for key in keys if key and not key.startswith("#")]
-        if not keys:
-            raise KeyFileError(f"{path}: holds no key")
-        return cls(keys)
+        return cls(read_keys(path))
 
     def client_of(self, key: bytes) -> str | None:
         """The client's name when the key is accepted, else None.

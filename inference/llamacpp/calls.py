@@ -30,7 +30,7 @@ class Calls:
         """Send the question made with a fresh number; its answer, which must be a `kind`.
 
         Raises what the process refuses it with, `EngineUnavailable` when no answer came
-        in time or the process ended, `InvalidRequest` for text that has no encoding.
+        in time or the process ended, `InvalidRequest` for what has no encoding.
         """
         number = next(self._numbers)
         answer = self._open[number] = asyncio.get_running_loop().create_future()
@@ -40,6 +40,8 @@ class Calls:
                 value = await answer
         except ValueError as error:
             raise InvalidRequest("The request holds text that is not Unicode.") from error
+        except OverflowError as error:
+            raise InvalidRequest("The request holds a number that is too large.") from error
         except TimeoutError:
             raise EngineUnavailable("The engine did not answer in time.") from None
         finally:

@@ -72,10 +72,12 @@ class Sequences:
     def open(self, request: GenerationRequest) -> Sequence:
         """Submit a request and keep it until `leave`.
 
-        Raises `InvalidRequest` for an id that is in use or text that has no encoding.
+        Raises `InvalidRequest` for an id that is in use, a value out of its range, or
+        text that has no encoding.
         """
         if request.id in self._by_id:
             raise InvalidRequest("A request with this id is running.", param="id")
+        _check(request)
         wire_id = f"{request.id}#{next(self._numbers)}"
         channel: Channel[Event] = Channel(
             high=self._high_events,
@@ -89,6 +91,8 @@ class Sequences:
             self._send(Submit(request=sequence.request))
         except ValueError as error:
             raise InvalidRequest("The request holds text that is not Unicode.") from error
+        except OverflowError as error:
+            raise InvalidRequest("The request holds a number that is too large.") from error
         self._by_id[request.id] = self._by_wire_id[wire_id] = sequence
         return sequence
 
@@ -128,3 +132,16 @@ class Sequences:
         for sequence in self._by_id.values():
             if not sequence.ended:
                 sequence.end(error())
+
+
+def _check(request: GenerationRequest) -> None:
+    """Raise `InvalidRequest` for what the process would not decode.
+
+    Structs check their fields when decoded, not when made, and a message that the
+    process cannot decode would end it.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(request), GenerationRequest)
+    except msgspec.ValidationError as error:
+        # It names the field and its range, and holds no value.
+        raise InvalidRequest(f"The request is out of range: {error}.") from None

@@ -23,10 +23,13 @@ class StepTime:
         if prefill == 0:
             self._decode[decoding] = _blend(self._decode.get(decoding), seconds)
             return
-        price = (seconds - self.decode_seconds(decoding)) / prefill
-        # A step faster than the decode estimate says nothing about the price.
-        if price > 0:
-            self._prefill = _blend(self._prefill, price)
+        alone = self.decode_seconds(decoding)
+        if seconds > alone:
+            self._prefill = _blend(self._prefill, (seconds - alone) / prefill)
+        else:
+            # It says nothing about the price, but decoding cannot cost more than all of
+            # it. Without steps of decoding alone this is how that is ever found out.
+            self._decode[decoding] = _blend(alone, seconds)
 
     def decode_seconds(self, decoding: int) -> float:
         """Expected cost of `decoding` sequences alone: the nearest count seen; 0 if none."""

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from server.cli.errors import CommandError
+from server.keyfile import KeyFileError, read_keys
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 600.0
@@ -176,15 +177,9 @@ class ChatClient:
 def read_key(path: Path) -> str:
     """The first key of a key file, one a line. Raises `CommandError`."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise CommandError(f"--api-key-file {path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CommandError(f"--api-key-file {path}: not UTF-8 text") from None
-    for line in lines:
-        if line and not line.startswith("#"):
-            return line
-    raise CommandError(f"--api-key-file {path}: holds no key")
+        return read_keys(path)[0]
+    except KeyFileError as error:
+        raise CommandError(f"--api-key-file {error}") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -110,12 +110,6 @@ def test_mistakes_are_named(
     assert message in capsys.readouterr().err
 
 
-def test_levels_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["compare", "--concurrency", "4,0"])
-    assert "positive" in capsys.readouterr().err
-
-
 def test_the_machine_is_described_from_what_there_is(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("model name\t: Mill 9000\nflags\t\t: fpu avx2 avx512f\n")
     (tmp_path / "meminfo").write_text("MemTotal:       8388608 kB\n")
@@ -137,3 +131,31 @@ def test_a_model_is_known_by_its_hash(tmp_path: Path) -> None:
 def test_a_program_that_cannot_say_its_version() -> None:
     assert machine.program_version(()) == ""
     assert machine.program_version(("/no/such/program",)) == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "/nowhere"),
+        ("compare", "--a", "url"),
+        ("compare", "--a", "http://127.0.0.1:1", "--a-key-env", "HEADRACE_TEST_NO_SUCH_KEY"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("benchmarks: ")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--concurrency", "1,a"), ("--concurrency", "0"), ("--rounds", "0"), ("--a-flags", "'")],
+)
+def test_wrong_values_are_refused_by_name(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", "--a", "headrace", flag, value])
+    assert ended.value.code == 2
+    assert f"argument {flag}: " in capsys.readouterr().err

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from server.auth import ApiKeys
+from server.keyfile import KeyFileError
 from tests.server.harness import run, serving
 
 CLOSED = [

@@ -230,7 +230,9 @@ def test_the_servers_own_limit_holds_where_a_request_names_none() -> None:
             answer = (await ask(running)).json()
             assert answer["usage"]["completion_tokens"] == 9
             assert (await ask(running, max_tokens=10)).json()["error"]["param"] == "max_tokens"
-            assert (await ask(running, min_tokens=10)).json()["error"]["param"] == "min_tokens"
+            error = (await ask(running, min_tokens=10)).json()["error"]
+            assert error["param"] == "min_tokens"
+            assert error["message"] == "`min_tokens` is 10; this request allows 9."
 
     run(scenario())
 

@@ -8,7 +8,9 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
+import msgspec
 import pytest
 
 from inference.child import Deadlines
@@ -35,6 +37,7 @@ from inference.types import (
     SamplingParams,
     Started,
     TextPrompt,
+    TokensPrompt,
 )
 from tests.inference.conftest import RunAsync
 
@@ -258,6 +261,29 @@ def test_death_ends_every_stream_and_the_engine_comes_back(run_async: RunAsync, 
         assert engine.health().restarts == 1
         assert tokens_of(await collect(engine, request("count 1 then finish"))) == [0]
         assert await log_of(engine) == ["submit r#2"]
+
+    run_async(running(scenario))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_tokens": 0},
+        {"stop": ("",)},
+        {"priority": 1000},
+        {"sampling": SamplingParams(temperature=9.0)},
+        {"prompt": TokensPrompt(tokens=(2**70,))},
+    ],
+)
+def test_what_the_process_could_not_decode_never_reaches_it(
+    run_async: RunAsync, wrong: dict[str, Any]
+) -> None:
+    async def scenario(engine: LlamaCppEngine) -> None:
+        good = request("count 1 then finish")
+        with pytest.raises(InvalidRequest):
+            await collect(engine, msgspec.structs.replace(good, **wrong))
+        assert tokens_of(await collect(engine, good)) == [0]
+        assert engine.health().restarts == 0
 
     run_async(running(scenario))
 

@@ -44,3 +44,13 @@ def test_a_step_faster_than_its_decodes_does_not_make_prefill_free() -> None:
     time.learn(decoding=1, prefill=0, seconds=1.0)
     time.learn(decoding=1, prefill=10, seconds=0.5)
     assert time.prefill_tokens(decoding=0, target_seconds=1.0, first=1) == 10
+
+
+def test_a_hiccup_is_forgotten_also_while_every_step_has_prefill() -> None:
+    time = StepTime()
+    time.learn(decoding=4, prefill=100, seconds=0.15)
+    time.learn(decoding=4, prefill=0, seconds=5.0)
+    for _ in range(60):
+        time.learn(decoding=4, prefill=8, seconds=0.06)
+    assert time.decode_seconds(4) < 0.07
+    assert time.prefill_tokens(decoding=4, target_seconds=0.2, first=1) > 8

@@ -55,8 +55,9 @@ def test_a_processor_and_a_build_that_fit_have_no_problem(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("gpu", "switch"), [(H200, "GGML_CUDA"), (MI300, "GGML_HIP")])
 def test_a_gpu_that_the_build_cannot_use_comes_with_the_command(
-    tmp_path: Path, gpu: Gpu, switch: str
+    tmp_path: Path, gpu: Gpu, switch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
     diagnosis = diagnosed(tmp_path, machine(gpu), build())
     (problem,) = diagnosis.problems
     assert gpu.name in problem.text
@@ -66,6 +67,17 @@ def test_a_gpu_that_the_build_cannot_use_comes_with_the_command(
     assert {"--force-reinstall", "--no-cache-dir", "--no-binary"} < set(words)
     assert words[-1].startswith("llama-cpp-python==")
     assert problem.mend in render(diagnosis)
+
+
+def test_an_environment_that_make_keeps_is_mended_by_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv = tmp_path / "head race" / ".venv"
+    venv.mkdir(parents=True)
+    (venv / ".stamp-llama").touch()
+    monkeypatch.setattr(sys, "prefix", str(venv))
+    words = shlex.split(rebuild("GGML_CUDA"))
+    assert words == ["make", "-C", str(venv.parent), "install", "CMAKE_ARGS=-DGGML_CUDA=on"]
 
 
 def test_a_gpu_that_is_used_is_no_problem(tmp_path: Path) -> None:
