@@ -62,3 +62,6 @@ class Engine(Protocol):
 
     def health(self) -> EngineHealth:
         """The engine's state, without asking the engine: it answers while it hangs."""
+
+    async def state_changed(self) -> None:
+        """Return after the next change of `health().state`; nothing follows CLOSED."""

@@ -47,12 +47,16 @@ class ContextLengthExceeded(RequestError):
     def counting(
         cls, *, prompt_tokens: int, max_tokens: int | None, context_length: int
     ) -> ContextLengthExceeded:
-        """Build the error with all counts in its message (tokens)."""
+        """Build the error with all counts in its message (tokens).
+
+        Its `param` is what has to become less: the prompt where it fills the context
+        by itself, else `max_tokens`.
+        """
         asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
         return cls(
             f"This model's context length is {context_length} tokens. "
             f"The prompt has {prompt_tokens} tokens{asked}.",
-            param="prompt" if max_tokens is None else "max_tokens",
+            param="prompt" if prompt_tokens >= context_length else "max_tokens",
         )
 
 

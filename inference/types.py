@@ -208,7 +208,6 @@ class EngineStats(Value, frozen=True, kw_only=True):
     running: int = 0
     waiting: int = 0
     parked: int = 0
-    lanes_busy: int = 0
     lanes_total: int = 0
     cache_used: int = 0
     cache_total: int = 0

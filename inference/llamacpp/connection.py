@@ -28,20 +28,24 @@ class Connection:
 
         Raises `msgspec.DecodeError` for anything that is not one of ours.
         """
-        header = self._reader.read(HEADER.size)
-        if len(header) < HEADER.size:
+        try:
+            header = self._reader.read(HEADER.size)
+            if len(header) < HEADER.size:
+                return None
+            (size,) = HEADER.unpack(header)
+            if size > MESSAGE_MAX_BYTES:
+                raise ValueError(f"a message of {size} bytes is over the limit")
+            body = self._reader.read(size)
+        except ConnectionResetError:  # it went without reading all that we sent
             return None
-        (size,) = HEADER.unpack(header)
-        if size > MESSAGE_MAX_BYTES:
-            raise ValueError(f"a message of {size} bytes is over the limit")
-        body = self._reader.read(size)
         return None if len(body) < size else to_worker.decode(body)
 
-    def send(self, message: Message) -> None:
-        """Send one message; a server that has gone is noticed by `receive`, not here."""
+    def send(self, message: Message) -> bool:
+        """Send one message; False when the server has gone."""
         data = frame(message)
         with self._sending:
             try:
                 self._socket.sendall(data)
             except (BrokenPipeError, ConnectionResetError):
-                return
+                return False
+        return True

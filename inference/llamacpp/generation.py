@@ -6,7 +6,8 @@ The scheduler knows which tokens to compute; this knows what a sampled token mea
 from __future__ import annotations
 
 from inference.errors import DecodeFailed
-from inference.llamacpp.bindings import Context, Model
+from inference.llamacpp.bindings import Model
+from inference.llamacpp.context import Context
 from inference.llamacpp.detokenizer import Detokenizer
 from inference.llamacpp.sampling import SamplerChain, ban, highest, logprobs
 from inference.types import Delta, Finished, FinishReason, GenerationRequest, TokenLogprob, Usage
@@ -34,7 +35,7 @@ class Generation:
         self.prompt = prompt
         self.queued_at = queued_at
         self.generated = 0
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None
         self._model = model
         self._sampler = sampler
         self._max_tokens = max_tokens
@@ -89,6 +90,6 @@ class Generation:
         usage = Usage(
             prompt_tokens=len(self.prompt),
             completion_tokens=self.generated,
-            cached_tokens=self.cached_tokens,
+            cached_tokens=self.cached_tokens or 0,
         )
         return Finished(reason=reason, usage=usage, stop=stop)

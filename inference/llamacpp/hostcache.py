@@ -53,6 +53,9 @@ class HostCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: int) -> bool:
+        return key in self._entries
+
     def match(self, tokens: Sequence[int]) -> tuple[int, Saved | None]:
         """The entry worth loading that shares the longest prefix with `tokens`, and how much.
 

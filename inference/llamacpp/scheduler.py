@@ -5,9 +5,6 @@ prompt, then what was sampled) and *computed* ones, and each step lets computed 
 with known: by one token where only the last is missing, by a chunk where more is. The
 idea is vLLM's (https://docs.vllm.ai, "chunked prefill").
 
-    WAITING --admit--> RUNNING --park--> PARKED --resume--> WAITING
-       ^------preempt-----+                 (any of them) --end--> gone
-
 Only running sequences hold cells for long. What a sequence computed goes to host memory
 when it ends, and comes back when a prompt begins with it. When cells run out, lanes of
 parked or waiting sequences are saved and dropped, then one running victim's: the newest
@@ -20,11 +17,10 @@ can drive it through any history.
 
 from __future__ import annotations
 
-import enum
 from collections import abc
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
+from inference.llamacpp.fairshare import FairShares
 from inference.llamacpp.hostcache import HostCache, Saved
 from inference.llamacpp.lanes import (
     DropSaved,
@@ -34,6 +30,7 @@ from inference.llamacpp.lanes import (
     SaveLane,
     common_prefix,
 )
+from inference.llamacpp.sequence import Entry, Phase, Sequence, StepPlan
 from inference.llamacpp.steptime import StepTime
 
 FIRST_CHUNK = 64  # prefill tokens beside decoding sequences until their price is known
@@ -42,83 +39,6 @@ IDLE_STRETCH = 3  # times the target a step may take while nobody is decoding
 WORTH_WAITING = 32  # tokens another prompt must be about to share
 WORTH_LOADING = 8  # tokens an entry in host memory must share beyond a running lane
 HEADROOM = 8  # free cells per running sequence before another is admitted
-
-
-class Phase(enum.Enum):
-    """Where a sequence stands."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    PARKED = "parked"
-    ENDED = "ended"
-
-
-TRANSITIONS: Mapping[Phase, frozenset[Phase]] = {
-    Phase.WAITING: frozenset({Phase.RUNNING, Phase.PARKED, Phase.ENDED}),
-    Phase.RUNNING: frozenset({Phase.WAITING, Phase.PARKED, Phase.ENDED}),
-    Phase.PARKED: frozenset({Phase.WAITING, Phase.ENDED}),
-    Phase.ENDED: frozenset(),
-}
-
-
-class IllegalTransition(Exception):
-    """A sequence was asked to go where `TRANSITIONS` has no way."""
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class Sequence:
-    """One generation inside the engine.
-
-    Mutable; the scheduler owns it. `lane` may outlive RUNNING: a parked sequence keeps
-    its cache until somebody needs it.
-    """
-
-    id: str
-    tokens: list[int]
-    priority: int
-    order: int
-    phase: Phase = Phase.WAITING
-    lane: int | None = None
-    computed: int = 0
-    shared: int = 0  # prompt tokens found in the cache when the lane was opened
-    overlap: dict[str, int] = field(default_factory=dict)  # id -> common prefix, remembered
-
-    def to(self, phase: Phase) -> None:
-        """Change phase. Raises `IllegalTransition`."""
-        if phase not in TRANSITIONS[self.phase]:
-            raise IllegalTransition(f"{self.id}: {self.phase.value} to {phase.value}")
-        self.phase = phase
-
-    @property
-    def missing(self) -> int:
-        """Known tokens not yet computed."""
-        return len(self.tokens) - self.computed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What one sequence computes in a step: `tokens`, from position `start` of `lane`.
-
-    `samples` is set when they reach the last known token, so a new one can be drawn.
-    """
-
-    id: str
-    lane: int
-    start: int
-    tokens: abc.Sequence[int]
-    samples: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepPlan:
-    """Cache operations to run in order, then one batch to decode.
-
-    `started` are the sequences that were given a lane, with their shared tokens.
-    """
-
-    ops: tuple[LaneOp, ...]
-    entries: tuple[Entry, ...]
-    started: tuple[tuple[str, int], ...]
 
 
 class Scheduler:
@@ -146,11 +66,13 @@ class Scheduler:
         self.prefix_queries = 0
         self.prefix_hits = 0
         self.preemptions = 0
+        self.prefilled = 0
         self._max_running = running
         self._batch_tokens = batch_tokens
         self._target = target_seconds
         self._share = share
         self._time = StepTime()
+        self._shares = FairShares()
         self._sequences: dict[str, Sequence] = {}
         self._orders = 0
         self._ops: list[LaneOp] = []  # emitted with the next plan
@@ -166,19 +88,34 @@ class Scheduler:
         """Known tokens of a sequence."""
         return self._sequences[id].tokens
 
-    def add(self, id: str, tokens: abc.Sequence[int], *, priority: int = 0) -> None:
-        """Queue a sequence. Raises `ValueError` when it can never fit, or the id is taken."""
+    def add(
+        self, id: str, tokens: abc.Sequence[int], *, client: str = "", priority: int = 0
+    ) -> None:
+        """Queue a sequence for `client`.
+
+        Raises `ValueError` when it can never fit, or the id is taken.
+        """
         if id in self._sequences:
             raise ValueError(f"{id} is already here")
-        if not 0 < len(tokens) < self.lanes.cells:
-            raise ValueError(f"{len(tokens)} tokens do not fit {self.lanes.cells} cells")
+        if not 0 < len(tokens) < self.lanes.length:
+            raise ValueError(f"{len(tokens)} tokens do not fit {self.lanes.length} cells")
         self._orders += 1
+        self._shares.enter(client)
         self._sequences[id] = Sequence(
-            id=id, tokens=list(tokens), priority=priority, order=self._orders
+            id=id,
+            tokens=list(tokens),
+            client=client,
+            priority=priority,
+            order=self._orders,
+            since=self._shares.total,
         )
 
     def park(self, id: str) -> None:
-        """Take a sequence out of the batch, keeping its cache while nobody needs it."""
+        """Take a sequence out of the batch until `resume`.
+
+        Its lane is kept while nobody needs it, or saved in the layout where only
+        running sequences hold lanes.
+        """
         sequence = self._sequences[id]
         if sequence.phase is not Phase.PARKED:
             sequence.to(Phase.PARKED)
@@ -193,21 +130,24 @@ class Scheduler:
         """Take a sequence out for good; what it computed is kept in host memory."""
         sequence = self._sequences.pop(id)
         sequence.to(Phase.ENDED)
+        self._shares.leave(sequence.client)
         self._give_up_lane(sequence)
 
     def plan(self) -> StepPlan:
         """Decide the next step. Without entries there is nothing to compute."""
         self._close_gaps()
+        started: dict[str, int] = {}
         while True:
             entries = self._decodes()
-            started = self._admit_waiting()
+            started |= self._admit_waiting()
             entries += self._prefills(entries)
             if entries or not self.count(Phase.RUNNING):
                 break
             # Prompts that block each other with full lanes: the newest gives way.
             self.preempt()
         ops, self._ops = tuple(self._ops), []
-        return StepPlan(ops=ops, entries=tuple(entries), started=tuple(started))
+        still = ((id, shared) for id, shared in started.items() if self._sequences[id].announced)
+        return StepPlan(ops=ops, entries=tuple(entries), started=tuple(still))
 
     def apply(self, plan: StepPlan, sampled: Mapping[str, int], *, seconds: float) -> None:
         """Take in a decoded plan: its tokens are computed, `sampled` are known now.
@@ -222,23 +162,25 @@ class Scheduler:
             sequence.computed += len(entry.tokens)
             if entry.samples:
                 sequence.tokens.append(sampled[entry.id])
-            if entry.samples and len(entry.tokens) == 1:
-                decoding += 1
-            else:
-                prefill += len(entry.tokens)
+            decodes = entry.samples and len(entry.tokens) == 1
+            fresh = 0 if decodes else len(entry.tokens)
+            self._shares.charge(sequence.client, prompt=fresh, generated=int(entry.samples))
+            self.prefilled += fresh
+            decoding += decodes
+            prefill += fresh
         self._time.learn(decoding=decoding, prefill=prefill, seconds=seconds)
 
     def preempt(self) -> str | None:
         """Take the lane of the newest running sequence of the lowest priority.
 
-        Also the answer to a cache that is fuller than the count says. Returns its id;
-        None when nobody runs.
+        Returns its id; None when nobody runs.
         """
         victim = max(self._of(Phase.RUNNING), key=lambda s: (-s.priority, s.order), default=None)
         if victim is None:
             return None
         victim.to(Phase.WAITING)
         self._give_up_lane(victim)
+        victim.announced = False
         self.preemptions += 1
         return victim.id
 
@@ -246,6 +188,14 @@ class Scheduler:
         """Sequences in `phase`, the first to be served first."""
         found = [s for s in self._sequences.values() if s.phase is phase]
         return sorted(found, key=lambda s: (-s.priority, s.order))
+
+    def _queue(self) -> list[Sequence]:
+        """Waiting sequences: by priority, then the client with the least, then who came first."""
+
+        def rank(s: Sequence) -> tuple[int, int, int]:
+            return (*self._shares.rank(s.client, priority=s.priority, since=s.since), s.order)
+
+        return sorted((s for s in self._sequences.values() if s.phase is Phase.WAITING), key=rank)
 
     def _close_gaps(self) -> None:
         """Where ids should follow on each other, only running sequences hold lanes, the lowest."""
@@ -298,45 +248,52 @@ class Scheduler:
         return [self._entry(s, sizes[s.id]) for s in prompts if sizes[s.id] > 0]
 
     def _entry(self, sequence: Sequence, size: int) -> Entry:
-        assert sequence.lane is not None
         end = sequence.computed + size
         return Entry(
             id=sequence.id,
-            lane=sequence.lane,
+            lane=sequence.held_lane(),
             start=sequence.computed,
             tokens=sequence.tokens[sequence.computed : end],
             samples=end == len(sequence.tokens),
         )
 
-    def _admit_waiting(self) -> list[tuple[str, int]]:
-        """Let waiting sequences run while there are lanes and cells for them."""
-        admitted: list[tuple[str, int]] = []
+    def _admit_waiting(self) -> dict[str, int]:
+        """Let waiting sequences run while there are lanes and cells for them.
+
+        Returns those that start, for the first time or after they were preempted, with
+        the tokens they need not compute.
+        """
+        started: dict[str, int] = {}
         slots = self._max_running - self.count(Phase.RUNNING)
         if slots <= 0:
-            return admitted
-        for sequence in self._of(Phase.WAITING):
-            if len(admitted) == slots:
+            return started
+        for sequence in self._queue():
+            if not slots:
                 break
             if self._share and self._awaits_prefix(sequence):
                 continue
-            if not self._admit(sequence):
-                break  # nobody overtakes: the next in line gets the room when there is some
-            admitted.append((sequence.id, sequence.shared))
-        return admitted
+            if sequence.lane is None:
+                if not self._has_room(sequence):
+                    break  # nobody overtakes: the next in line gets the room when there is some
+                self._open(sequence)
+            sequence.to(Phase.RUNNING)
+            slots -= 1
+            if not sequence.announced:
+                sequence.announced = True
+                started[sequence.id] = sequence.shared
+                self.prefix_queries += len(sequence.tokens)
+                self.prefix_hits += sequence.shared
+        return started
 
-    def _admit(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence a lane, if there is room for all it knows and a little more."""
-        if sequence.lane is None:
-            running = self._of(Phase.RUNNING)
-            promised = sum(s.missing + HEADROOM for s in running)
-            room = self.lanes.room(promised) + self._held_by_idle()
-            shared, saved = self._best_prefix(sequence)
-            if running and len(sequence.tokens) - (0 if saved else shared) > room:
-                return False
-            if not self._open(sequence, shared, saved):
-                return False
-        sequence.to(Phase.RUNNING)
-        return True
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether all that a sequence knows fits beside what the running ones are promised."""
+        running = self._of(Phase.RUNNING)
+        if not running:
+            return True
+        promised = sum(s.missing + HEADROOM for s in running)
+        shared = self.lanes.match(sequence.tokens[:-1]) if self._share else 0
+        room = self.lanes.room(promised) + self._held_by_idle()
+        return len(sequence.tokens) - shared <= room
 
     def _best_prefix(self, sequence: Sequence) -> tuple[int, Saved | None]:
         """How much of a sequence need not be computed, and the saved entry that has it.
@@ -349,30 +306,30 @@ class Scheduler:
         stored, saved = self.host.match(wanted)
         return (stored, saved) if stored >= shared + WORTH_LOADING else (shared, None)
 
-    def _open(self, sequence: Sequence, shared: int, saved: Saved | None) -> bool:
-        """Open a lane with `shared` tokens from `saved`, or from a running lane.
-
-        False when there is no room for the entry.
-        """
-        # Loading needs cells for the whole entry for a moment, beside those that decode.
-        if saved and not self._make_room(len(saved.tokens) + self.count(Phase.RUNNING)):
-            return False
-        prefix = sequence.tokens[:shared] if saved is None else []
-        opened = self.lanes.open(prefix)
-        if opened is None:  # parked and waiting sequences hold the other ids
+    def _open(self, sequence: Sequence) -> None:
+        """Open a lane with the longest prefix there is, saved or in a running lane."""
+        if self.lanes.full:  # parked and waiting sequences hold the other ids
             self._give_up_lane(self._idle_holders()[0])
-            opened = self.lanes.open(prefix)
-            assert opened is not None
-        lane, _, ops = opened
-        self._ops += ops
-        if saved is not None:
+        shared, saved = self._best_prefix(sequence)
+        if saved is not None and self._make_room_to_load(saved):
+            lane, _, ops = self.lanes.open([])
             self.host.touch(saved.key)
-            self._ops.append(LoadLane(lane=lane, key=saved.key, tokens=shared))
+            ops = [*ops, LoadLane(lane=lane, key=saved.key, tokens=shared)]
             self.lanes.append(lane, sequence.tokens[:shared])
-        sequence.lane, sequence.shared, sequence.computed = lane, shared, shared
-        self.prefix_queries += len(sequence.tokens)
-        self.prefix_hits += shared
-        return True
+        else:
+            wanted = sequence.tokens[:-1] if self._share else []
+            lane, shared, ops = self.lanes.open(wanted)
+        self._ops += ops
+        sequence.lane = lane
+        sequence.shared = sequence.computed = shared
+
+    def _make_room_to_load(self, saved: Saved) -> bool:
+        """Make the room that all of an entry takes while it is loaded; False without it."""
+        cells = len(saved.tokens) + self.count(Phase.RUNNING)
+        if self.lanes.free + self._held_by_idle() < cells:
+            return False
+        # Taking idle lanes saves them, which may displace the very entry.
+        return self._make_room(cells) and saved.key in self.host
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Whether a running sequence is about to compute a prefix this one can share."""

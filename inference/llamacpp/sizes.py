@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inference.errors import ModelLoadError
-from inference.llamacpp.lanes import Lanes, SplitLanes, UnifiedLanes
+from inference.llamacpp.lanes import Lanes
 from inference.llamacpp.messages import WorkerConfig
+from inference.llamacpp.split import SplitLanes
+from inference.llamacpp.unified import UnifiedLanes
 
 DEFAULT_CONTEXT = 8192
 CELLS_PER_LANE = 1024

@@ -10,10 +10,10 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 from inference.errors import DecodeFailed, EngineError, EngineOverloaded
-from inference.llamacpp.bindings import Context, NoCacheSlot, Row
+from inference.llamacpp.context import Context, Row
 from inference.llamacpp.generation import Generation
 from inference.llamacpp.messages import (
     Abort,
@@ -24,7 +24,8 @@ from inference.llamacpp.messages import (
     SequenceEvent,
     to_failure,
 )
-from inference.llamacpp.scheduler import Phase, Scheduler, StepPlan
+from inference.llamacpp.scheduler import Scheduler
+from inference.llamacpp.sequence import Phase, StepPlan
 from inference.types import Accepted, Delta, EngineStats, Finished, Started
 
 
@@ -49,7 +50,7 @@ class StepLoop:
         scheduler: Scheduler,
         context: Context,
         *,
-        send: Callable[[Report], None],
+        send: Callable[[Report], object],
         lanes: int,
         max_waiting: int,
     ) -> None:
@@ -64,7 +65,6 @@ class StepLoop:
         self._generations: dict[str, Generation] = {}
         self._events: list[SequenceEvent] = []
         self._steps = 0
-        self._prompt_tokens = 0
         self._generation_tokens = 0
         self._step_seconds = 0.0
         self._decode_seconds = 0.0
@@ -102,15 +102,20 @@ class StepLoop:
                 return commands
 
     def _obey(self, command: Generation | Abort | Park | Resume) -> None:
+        if isinstance(command, Generation):
+            self._queue(command)
+            return
+        if command.id not in self._scheduler:
+            return  # it ended while the command was on its way
         match command:
-            case Generation():
-                self._queue(command)
-            case Abort(id=id) if id in self._scheduler:
+            case Abort(id=id):
                 self._end(id)
-            case Park(id=id) if id in self._scheduler:
+            case Park(id=id):
                 self._scheduler.park(id)
-            case Resume(id=id) if id in self._scheduler:
+            case Resume(id=id):
                 self._scheduler.resume(id)
+            case _:
+                assert_never(command)
 
     def _queue(self, generation: Generation) -> None:
         id = generation.request.id
@@ -119,13 +124,14 @@ class StepLoop:
             self._emit(id, EngineOverloaded(f"{self._max_waiting} requests are waiting already."))
             return
         self._generations[id] = generation
-        self._scheduler.add(id, generation.prompt, priority=generation.request.priority)
+        request = generation.request
+        self._scheduler.add(id, generation.prompt, client=request.client, priority=request.priority)
         self._emit(id, Accepted(prompt_tokens=len(generation.prompt)))
 
     def _note_started(self, plan: StepPlan) -> None:
         for id, shared in plan.started:
             generation = self._generations[id]
-            if generation.generated == 0:
+            if generation.cached_tokens is None:  # a preempted one finds its own tokens
                 generation.cached_tokens = shared
             waited = time.monotonic() - generation.queued_at
             self._emit(id, Started(cached_tokens=shared, queue_seconds=waited))
@@ -136,11 +142,7 @@ class StepLoop:
             for e in plan.entries
         ]
         decoding = time.monotonic()
-        try:
-            outputs = self._context.decode(rows)
-        except NoCacheSlot:
-            self._relieve(plan)
-            return
+        outputs = self._context.decode(rows)
         decoded = time.monotonic()
         sampled: dict[str, int] = {}
         ended: list[str] = []
@@ -156,7 +158,6 @@ class StepLoop:
         for id in ended:
             self._end(id)
         self._steps += 1
-        self._prompt_tokens += sum(len(e.tokens) for e in plan.entries if len(e.tokens) > 1)
         self._generation_tokens += len(sampled)
         self._step_seconds += now - began
         self._decode_seconds += decoded - decoding
@@ -171,15 +172,6 @@ class StepLoop:
         for event in events:
             self._emit(id, event)
         return token, isinstance(events[-1], Finished)
-
-    def _relieve(self, plan: StepPlan) -> None:
-        """The cache is fuller than counted: one victim waits, or, alone, fails."""
-        if self._scheduler.count(Phase.RUNNING) > 1:
-            self._scheduler.preempt()
-            return
-        for entry in plan.entries:
-            self._emit(entry.id, DecodeFailed("The model had no room for this sequence."))
-            self._end(entry.id)
 
     def _end(self, id: str) -> None:
         self._scheduler.end(id)
@@ -197,7 +189,6 @@ class StepLoop:
             running=running,
             waiting=scheduler.count(Phase.WAITING),
             parked=scheduler.count(Phase.PARKED),
-            lanes_busy=running,
             lanes_total=self._lanes,
             cache_used=lanes.used,
             cache_total=lanes.cells,
@@ -207,7 +198,7 @@ class StepLoop:
             prefix_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
             steps=self._steps,
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=scheduler.prefilled,
             generation_tokens=self._generation_tokens,
             step_seconds=self._step_seconds,
             decode_seconds=self._decode_seconds,

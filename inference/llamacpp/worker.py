@@ -17,12 +17,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import assert_never
 
 import llama_cpp
 
 from inference.errors import EngineError, ModelLoadError, TemplateError
-from inference.llamacpp.bindings import TEMPLATE_KEY, Context, Model
+from inference.llamacpp.bindings import TEMPLATE_KEY, Model
 from inference.llamacpp.connection import Connection
+from inference.llamacpp.context import Context
 from inference.llamacpp.hostcache import HostCache
 from inference.llamacpp.hostmemory import BLOCK_BYTES
 from inference.llamacpp.intake import Intake
@@ -62,6 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket")
     connection = Connection(socket.socket(fileno=parser.parse_args().fd))
+    # On a failed assertion ggml would attach a debugger and print a page before it ends.
+    os.environ["GGML_NO_BACKTRACE"] = "1"
     # A terminal's Ctrl-C goes to the whole group; only the server decides when we end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = connection.receive()
@@ -92,7 +96,9 @@ class Worker:
         # OpenMP keeps a team of threads for every thread that computes, and lets them
         # sleep instead of spin as soon as all teams together exceed the processors: one
         # computation on the main thread, and each decode would take three times as long.
-        self._steps = ThreadPoolExecutor(max_workers=1, thread_name_prefix="steps")
+        self._steps = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="steps", initializer=_block_alarms
+        )
         self._context = self._steps.submit(
             Context,
             self._model,
@@ -148,9 +154,11 @@ class Worker:
         """Announce readiness and handle messages until the server has gone."""
         steps = self._steps.submit(self._run_steps)
         self._connection.send(Ready(info=self._info))
-        while (message := self._connection.receive()) is not None:
-            self._handle(message)
-        self._loop.inbox.put(Close())
+        try:
+            while (message := self._connection.receive()) is not None:
+                self._handle(message)
+        finally:  # also when a message cannot be read: no loop may outlive this thread
+            self._loop.inbox.put(Close())
         steps.result()
         self._context.close()
         self._model.close()
@@ -172,6 +180,8 @@ class Worker:
                     self._connection.send(Refused(call=message.call, failure=_failure(error)))
             case WorkerConfig():
                 raise ValueError("a second configuration")
+            case _:
+                assert_never(message)
 
     def _answer(
         self, call: Tokenize | Detokenize | ApplyTemplate | CountTokens
@@ -189,8 +199,6 @@ class Worker:
                 return len(self._intake.tokens(prompt))
 
     def _run_steps(self) -> None:
-        # The template's time limit is a signal for the main thread alone.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         try:
             self._loop.run()
         except BaseException:
@@ -214,17 +222,23 @@ class Worker:
             return None, str(error)
         return template, ""
 
-    def _progress(self) -> Callable[[float], None]:
-        """Report loading progress, at most a hundred times."""
+    def _progress(self) -> Callable[[float], bool]:
+        """Report loading progress, at most a hundred times; False once nobody listens."""
         told = 0.0
 
-        def tell(done: float) -> None:
+        def tell(done: float) -> bool:
             nonlocal told
-            if done - told >= PROGRESS_STEP or done >= 1.0:
-                told = done
-                self._connection.send(Loading(progress=done))
+            if done - told < PROGRESS_STEP and done < 1.0:
+                return True
+            told = done
+            return self._connection.send(Loading(progress=done))
 
         return tell
+
+
+def _block_alarms() -> None:
+    """The template's time limit is a signal for the main thread alone."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
 
 
 def _failure(error: Exception) -> Failure:

@@ -216,11 +216,23 @@ def test_logprobs_are_made_up_alike_for_each_token() -> None:
 
 def test_context_length_is_checked_with_both_counts() -> None:
     script = Script(context_length=10)
-    with pytest.raises(ContextLengthExceeded, match=r"10 tokens.*5 tokens and max_tokens is 6"):
+    with pytest.raises(
+        ContextLengthExceeded, match=r"10 tokens.*5 tokens and max_tokens is 6"
+    ) as refused:
         play(script, request(max_tokens=6))
+    assert refused.value.param == "max_tokens"
     with pytest.raises(ContextLengthExceeded, match="10 tokens"):
         play(script, request("0123456789", max_tokens=None))
     assert len(tokens_of(play(script, request(max_tokens=None, ignore_eos=True)))) == 5
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1, 6])
+def test_a_prompt_that_fills_the_context_by_itself_is_what_is_at_fault(
+    max_tokens: int | None,
+) -> None:
+    with pytest.raises(ContextLengthExceeded) as refused:
+        play(Script(context_length=10), request("0123456789", max_tokens=max_tokens))
+    assert refused.value.param == "prompt"
 
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:
@@ -415,5 +427,9 @@ def test_bad_scripts_are_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ScriptError, match=r"script\.toml"):
         load_script(path)
-    with pytest.raises(ScriptError):
+
+
+def test_a_script_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as refused:
         load_script(tmp_path / "absent.toml")
+    assert str(refused.value) == f"{tmp_path / 'absent.toml'}: No such file or directory"

@@ -7,14 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from inference.llamacpp.lanes import (
-    CopyPrefix,
-    DropLane,
-    LaneOp,
-    SplitLanes,
-    UnifiedLanes,
-    common_prefix,
-)
+from inference.llamacpp.lanes import CopyPrefix, DropLane, LaneOp, common_prefix
+from inference.llamacpp.split import SplitLanes
+from inference.llamacpp.unified import UnifiedLanes
 from tests.inference.llamacpp.cells import Cells
 
 few_tokens = st.lists(st.integers(0, 2), min_size=1, max_size=10)
@@ -29,9 +24,7 @@ def test_common_prefix_counts_leading_tokens(a: list[int], b: list[int]) -> None
 
 def opened(lanes: UnifiedLanes, tokens: list[int]) -> tuple[int, int]:
     """Open a lane for `tokens` and compute what was not shared."""
-    result = lanes.open(tokens)
-    assert result is not None
-    lane, shared, _ = result
+    lane, shared, _ = lanes.open(tokens)
     lanes.append(lane, tokens[shared:])
     return lane, shared
 
@@ -51,24 +44,23 @@ def test_the_copy_comes_from_a_lane_that_holds_the_prefix() -> None:
     lanes = UnifiedLanes(ids=4, cells=100)
     opened(lanes, [1, 2])
     second, _ = opened(lanes, [5, 6, 7])
-    result = lanes.open([5, 6, 8])
-    assert result is not None
-    third, shared, ops = result
+    third, shared, ops = lanes.open([5, 6, 8])
     assert (shared, ops) == (2, [CopyPrefix(source=second, target=third, tokens=2)])
 
 
 def test_no_lane_is_opened_when_all_ids_are_in_use() -> None:
     lanes = UnifiedLanes(ids=1, cells=100)
     opened(lanes, [1])
-    assert lanes.open([2]) is None
+    assert lanes.full
+    with pytest.raises(IndexError):
+        lanes.open([2])
 
 
 def test_more_tokens_than_free_cells_are_refused() -> None:
     lanes = UnifiedLanes(ids=1, cells=2)
-    result = lanes.open([])
-    assert result is not None
+    lane, _, _ = lanes.open([])
     with pytest.raises(ValueError, match="3 cells needed, 2 free"):
-        lanes.append(result[0], [1, 2, 3])
+        lanes.append(lane, [1, 2, 3])
 
 
 def test_split_lanes_fill_from_below_and_close_gaps() -> None:
@@ -113,11 +105,10 @@ class LanesAgainstCells(RuleBasedStateMachine):
     def open(self, tokens: list[int]) -> None:
         expected = self.lanes.match(tokens)
         assert expected == max((common_prefix(t, tokens) for t in self.held.values()), default=0)
-        result = self.lanes.open(tokens)
-        if result is None:
-            assert len(self.held) == 4
+        assert self.lanes.full == (len(self.held) == 4)
+        if self.lanes.full:
             return
-        lane, shared, ops = result
+        lane, shared, ops = self.lanes.open(tokens)
         self.run(ops)
         assert shared == expected
         self.held[lane] = tokens[:shared]

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from inference.llamacpp.hostcache import HostCache
-from inference.llamacpp.lanes import DropLane, Lanes, SaveLane, SplitLanes, UnifiedLanes
-from inference.llamacpp.scheduler import (
+from inference.llamacpp.lanes import DropLane, Lanes, SaveLane
+from inference.llamacpp.scheduler import Scheduler
+from inference.llamacpp.sequence import (
     TRANSITIONS,
     IllegalTransition,
     Phase,
-    Scheduler,
     Sequence,
     StepPlan,
 )
+from inference.llamacpp.split import SplitLanes
+from inference.llamacpp.unified import UnifiedLanes
 from tests.inference.llamacpp.cells import Cells
 
 
@@ -142,6 +144,76 @@ def test_a_finished_sequence_holds_no_cells() -> None:
     assert s.plan().ops == (SaveLane(lane=0, key=1), DropLane(lane=0))
 
 
+def test_a_client_with_many_requests_does_not_hold_up_another() -> None:
+    s = scheduler(running=1)
+    for number in range(5):
+        s.add(f"many-{number}", [number] * 10, client="many")
+    step(s)
+    s.add("one", [99] * 10, client="one")
+    s.end("many-0")
+    # Both start level, so the queue decides; the next time the other has had its turn.
+    order = []
+    for _ in range(3):
+        (entry,) = step(s).entries
+        order.append(entry.id.split("-")[0])
+        s.end(entry.id)
+    assert order.index("one") <= 1
+
+
+def test_an_old_request_overtakes_a_higher_priority_in_the_end() -> None:
+    s = scheduler(running=1, cells=60_000, batch=8192)
+    s.add("low", [1])
+    order: list[str] = []
+    while "low" not in order:
+        s.add(f"high-{len(order)}", list(range(8000)), priority=1, client="busy")
+        while not (plan := step(s)).entries[0].samples:
+            pass
+        order.append(plan.entries[0].id)
+        s.end(order[-1])
+        assert len(order) < 6
+    assert order[0] == "high-0"
+
+
+def test_parked_lanes_give_way_without_taking_the_shared_prefix_along() -> None:
+    """The lane whose prefix a new sequence shares may be the one that must be dropped."""
+    s = scheduler(running=1, host=0)
+    for id, first in (("a", 100), ("b", 200)):
+        s.add(id, list(range(first, first + 30)))
+        step(s)
+        s.park(id)
+    s.add("c", [*range(200, 230), 999])
+    (entry,) = step(s).entries
+    assert entry.start + len(entry.tokens) == 31
+    assert s.lanes.match([*range(200, 230), 999]) == 31
+
+
+def test_an_entry_that_is_displaced_while_room_is_made_is_not_loaded() -> None:
+    s = scheduler(running=2, cells=64, host=40, batch=64)
+    s.add("old", list(range(20)))
+    step(s)
+    s.end("old")
+    s.add("parked", list(range(100, 125)))
+    step(s)
+    s.park("parked")
+    s.add("other", list(range(300, 320)))
+    step(s)
+    s.add("new", [*range(20), 7])
+    plan = step(s)
+    started = dict(plan.started)
+    assert started.get("new", 0) in (0, 20)
+
+
+def test_a_prompt_does_not_wait_for_an_entry_that_cannot_be_loaded() -> None:
+    s = scheduler(running=2, cells=400, host=1000, batch=400)
+    s.add("long", list(range(300)))
+    step(s)
+    s.end("long")
+    s.add("busy", list(range(1000, 1200)))
+    step(s)
+    s.add("new", [*range(30), 7])
+    assert sizes(step(s))["new"] == 31
+
+
 def test_a_full_cache_preempts_the_newest_of_the_lowest_priority() -> None:
     s = scheduler(cells=60, batch=40)
     s.add("old", list(range(15)))
@@ -220,7 +292,7 @@ def test_what_cannot_ever_fit_is_refused() -> None:
 
 @pytest.mark.parametrize(("start", "end"), list(itertools.product(Phase, Phase)))
 def test_only_the_transitions_of_the_table_are_possible(start: Phase, end: Phase) -> None:
-    sequence = Sequence(id="a", tokens=[1], priority=0, order=1, phase=start)
+    sequence = Sequence(id="a", tokens=[1], client="", priority=0, order=1, since=0, phase=start)
     if end in TRANSITIONS[start]:
         sequence.to(end)
         assert sequence.phase is end
@@ -229,21 +301,27 @@ def test_only_the_transitions_of_the_table_are_possible(start: Phase, end: Phase
             sequence.to(end)
 
 
-LANES, CELLS, HOST, BATCH, CONTEXT = 3, 64, 150, 16, 60
+CELLS, HOST, BATCH, CONTEXT = 64, 150, 16, 60
 
 
 class AnyHistory(RuleBasedStateMachine):
     """Adds, parks, resumes, aborts and steps in any order, on a cache that is too small."""
 
+    RUNNING = 3
+
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = scheduler(running=LANES, cells=CELLS, host=HOST, batch=BATCH)
-        self.cells = Cells(CELLS)
+        self.scheduler = self.made()
+        self.cells = Cells(self.scheduler.lanes.cells, shared=not self.scheduler.lanes.ordered)
         self.known: dict[str, list[int]] = {}
+        self.started: set[str] = set()
         self.prompts: dict[str, int] = {}
         self.parked: set[str] = set()
         self.ended: set[str] = set()
         self.ids = (f"s{n}" for n in itertools.count())
+
+    def made(self) -> Scheduler:
+        return scheduler(running=self.RUNNING, cells=CELLS, host=HOST, batch=BATCH)
 
     @rule(
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=40),
@@ -281,11 +359,13 @@ class AnyHistory(RuleBasedStateMachine):
         plan = self.scheduler.plan()
         for op in plan.ops:
             self.cells.run(op)
-        assert len({e.id for e in plan.entries}) == len(plan.entries) <= LANES
+        assert len({e.id for e in plan.entries}) == len(plan.entries) <= self.RUNNING
         assert len({e.lane for e in plan.entries}) == len(plan.entries)
         assert sum(len(e.tokens) for e in plan.entries) <= BATCH
         self.check(plan)
+        self.started |= dict(plan.started).keys()
         for entry in plan.entries:
+            assert entry.id in self.started
             assert entry.id not in self.parked
             known = self.known[entry.id]
             end = entry.start + len(entry.tokens)
@@ -330,7 +410,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert set(self.scheduler._sequences) == set(self.known)
         counts = {p: self.scheduler.count(p) for p in Phase}
         assert counts[Phase.PARKED] == len(self.parked)
-        assert counts[Phase.RUNNING] <= LANES
+        assert counts[Phase.RUNNING] <= self.RUNNING
         assert counts[Phase.ENDED] == 0
         assert self.scheduler.lanes.used <= self.cells.size
         assert self.scheduler.host.used <= HOST
@@ -338,14 +418,18 @@ class AnyHistory(RuleBasedStateMachine):
             assert list(self.scheduler.tokens(id)) == known
 
 
+class OneAtATime(AnyHistory):
+    """A single running sequence, so that parked ones soon hold every other id."""
+
+    RUNNING = 1
+
+
 class AnySplitHistory(AnyHistory):
     """The same with a buffer for each lane, whose ids must follow on each other."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        lanes = SplitLanes(ids=LANES, length=CONTEXT)
-        self.scheduler = scheduler(running=LANES, host=HOST, batch=BATCH, lanes=lanes)
-        self.cells = Cells(LANES * CONTEXT, shared=False)
+    def made(self) -> Scheduler:
+        lanes = SplitLanes(ids=self.RUNNING, length=CONTEXT)
+        return scheduler(running=self.RUNNING, host=HOST, batch=BATCH, lanes=lanes)
 
     def check(self, plan: StepPlan) -> None:
         lanes = {s.lane for s in self.scheduler._sequences.values() if s.lane is not None}
@@ -353,6 +437,7 @@ class AnySplitHistory(AnyHistory):
 
 
 TestAnyHistory = AnyHistory.TestCase
+TestOneAtATime = OneAtATime.TestCase
 TestAnySplitHistory = AnySplitHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-TestAnySplitHistory.settings = TestAnyHistory.settings
+MANY = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAnyHistory.settings = TestOneAtATime.settings = TestAnySplitHistory.settings = MANY
