@@ -1,15 +1,16 @@
 """Build the honest peer: llama-server of the very llama.cpp that Headrace runs on.
 
 `python -m benchmarks.build_peer` downloads the source of the installed llama-cpp-python,
-which carries all of llama.cpp, and builds `llama-server`, `llama-bench` and
-`llama-batched-bench` from it into the user's cache. It needs a C++ compiler, cmake and
-ninja; `make bench` brings the last two.
+which carries all of llama.cpp, checks it against the lock file, and builds
+`llama-server`, `llama-bench` and `llama-batched-bench` from it into the user's cache. It
+needs a C++ compiler, cmake and ninja; `make bench` brings the last two.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,6 +23,10 @@ from pathlib import Path
 
 from benchmarks.cache import PeerCache, llama_cpp_python_version
 
+ROOT = Path(__file__).parents[1]
+LOCK = ROOT / "requirements.lock"
+BUILD_LOCK = ROOT / "deploy" / "locks" / "build.lock"
+PACKAGE = "llama-cpp-python"
 PROGRAMS = ("llama-server", "llama-bench", "llama-batched-bench")
 CMAKE_FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -51,7 +56,10 @@ class Build:
         return all(self.cache.program(name).exists() for name in PROGRAMS)
 
     def fetch(self, sdist: Path | None = None) -> None:
-        """Put the source in its place: from `sdist`, or downloaded by pip."""
+        """Put the source in its place: from `sdist`, or downloaded by pip.
+
+        Raises `BuildError` where the lock file has no hash for this version.
+        """
         if (self.cache.source / "vendor" / "llama.cpp" / "CMakeLists.txt").exists():
             return
         self.cache.directory.mkdir(parents=True, exist_ok=True)
@@ -65,11 +73,14 @@ class Build:
             top.rename(self.cache.source)
 
     def _download(self, directory: Path) -> Path:
-        package = "llama-cpp-python"
+        pinned = directory / "pinned.txt"
+        pinned.write_text(pinned_lines(self.version))
         _run(
             [
-                *(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", package),
-                *("--dest", str(directory), f"{package}=={self.version}"),
+                *(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE),
+                *("--require-hashes", "--requirement", str(pinned)),
+                # pip asks the source for its name and version, with these build tools.
+                *("--build-constraint", str(BUILD_LOCK), "--dest", str(directory)),
             ]
         )
         return next(directory.glob("*.tar.gz"))
@@ -87,6 +98,24 @@ class Build:
     def compile(self) -> None:
         """Build the programs; about ten minutes on two cores."""
         _run([_tool("ninja"), "-C", str(self.cache.build), "-j", str(self.jobs), *PROGRAMS])
+
+
+def pinned_lines(version: str, lock: Path = LOCK) -> str:
+    """The lock file's requirement for llama-cpp-python, with its hashes.
+
+    Raises `BuildError` when there is no such file, or it pins another version.
+    """
+    try:
+        text = lock.read_text()
+    except OSError as error:
+        raise BuildError(f"{lock}: {error.strerror}; give the source as --sdist FILE") from None
+    found = re.search(rf"^{re.escape(f'{PACKAGE}=={version}')} .*(?:\n +--hash=.*)+", text, re.M)
+    if found is None:
+        raise BuildError(
+            f"{lock.name} has no hash for {PACKAGE} {version}, which is installed here; "
+            "give its source as --sdist FILE"
+        )
+    return found[0] + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

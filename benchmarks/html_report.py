@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
+from benchmarks.layout import Cell, Table, cells
 from benchmarks.records import Outcome
-from benchmarks.report import (
-    Cell,
-    Table,
-    cells,
-    machine_table,
-    method,
-    overview,
-    remarks,
-    served_tables,
-    tables,
-)
+from benchmarks.report import machine_table, method, remarks, served_tables, summaries, tables
+from benchmarks.roofline import served_shares
 from benchmarks.session import Measurement, Session
 from benchmarks.stats import Spread, summarize
 from benchmarks.svg import Chart, Series, distribution, render
@@ -51,8 +43,8 @@ def render_html(session: Session) -> str:
     """The whole page. All text from outside is escaped."""
     names = {each.label: f"{each.label}: {each.peer}" for each in session.served}
     found = cells(session)
-    parts = ["<h1>Benchmark report</h1>", _table(overview(session))]
-    parts.append(_charts(_throughput(found, names)))
+    parts = ["<h1>Benchmark report</h1>", *map(_table, summaries(session))]
+    parts.append(_charts((*_throughput(found, names), *_roofline(session, found, names))))
     for cell in found:
         parts.append(f"<h2>{escape(cell.title)}</h2>")
         parts.append(_charts(_distributions(cell, names)))
@@ -85,26 +77,56 @@ def _charts(charts: Iterable[Chart]) -> str:
 
 def _throughput(found: list[Cell], names: dict[str, str]) -> Iterable[Chart]:
     """Tokens per second against concurrency, for workloads measured at several levels."""
+
+    def rates(cell: Cell) -> dict[str, Spread]:
+        return {label: _rate(runs) for label, runs in cell.by_label.items()}
+
+    return _against_concurrency(found, names, rates, "throughput", "tokens per second")
+
+
+def _roofline(session: Session, found: list[Cell], names: dict[str, str]) -> Iterable[Chart]:
+    """The share of the memory's bandwidth against concurrency."""
+
+    def shares(cell: Cell) -> dict[str, Spread]:
+        return served_shares(session, cell)
+
+    return _against_concurrency(found, names, shares, "share of the roofline", "share")
+
+
+def _against_concurrency(
+    found: list[Cell],
+    names: dict[str, str],
+    values: Callable[[Cell], dict[str, Spread]],
+    title: str,
+    y_label: str,
+) -> Iterable[Chart]:
+    """A chart for each workload that was measured at several levels and has values."""
     for workload in dict.fromkeys(cell.workload for cell in found if not cell.open):
         levels = sorted((c for c in found if c.workload == workload), key=lambda c: c.level)
-        if len(levels) < 2:
+        spreads = [values(cell) for cell in levels]
+        if len(levels) < 2 or not any(spreads):
             continue
-        series = []
-        for label, name in names.items():
-            spreads = [_rate(cell.by_label[label]) for cell in levels]
-            series.append(
-                Series(
-                    name=name,
-                    points=tuple((c.level, s.median) for c, s in zip(levels, spreads, strict=True)),
-                    ranges=tuple((s.low, s.high) for s in spreads),
-                )
-            )
         yield Chart(
-            title=f"{workload}: throughput against concurrency",
+            title=f"{workload}: {title} against concurrency",
             x_label="requests at a time",
-            y_label="tokens per second",
-            series=tuple(series),
+            y_label=y_label,
+            series=tuple(_series(label, name, levels, spreads) for label, name in names.items()),
         )
+
+
+def _series(
+    label: str, name: str, levels: Sequence[Cell], spreads: Sequence[dict[str, Spread]]
+) -> Series:
+    known = [
+        (cell.level, each[label])
+        for cell, each in zip(levels, spreads, strict=True)
+        if label in each
+    ]
+    return Series(
+        name=name,
+        points=tuple((level, spread.median) for level, spread in known),
+        ranges=tuple((spread.low, spread.high) for _, spread in known),
+    )
 
 
 def _rate(runs: tuple[Measurement, ...]) -> Spread:

@@ -5,76 +5,35 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from benchmarks.session import Measurement, Served, Session
-from benchmarks.stats import METRICS, Metric, Spread, Summary, groups, ratios, summarize
+from benchmarks.layout import Cell, Table, cells, markdown_table, metric_text, number, spread_text
+from benchmarks.roofline import roofline_table
+from benchmarks.session import Served, Session
+from benchmarks.stats import METRICS, Metric, Summary, groups, ratios, summarize
 
 BUSY_SHARE = 0.03
 CLIENT_SHARE = 0.10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table with its caption; cells are plain text."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """All rounds of one workload at one level: measurements by side label, in round order."""
-
-    workload: str
-    level: float
-    open: bool
-    by_label: dict[str, tuple[Measurement, ...]]
-
-    @property
-    def title(self) -> str:
-        """How reports call it."""
-        if self.open:
-            return f"{self.workload}, {self.level:.2f} arrivals per second"
-        return f"{self.workload}, {self.level:g} at a time"
-
-
-def cells(session: Session) -> list[Cell]:
-    """The session's measurements grouped by workload and level, in the order they ran."""
-    keys = dict.fromkeys((each.workload, each.level, each.open) for each in session.measurements)
-    labels = dict.fromkeys(each.label for each in session.measurements)
-    return [
-        Cell(
-            workload=workload,
-            level=level,
-            open=open_,
-            by_label={
-                label: tuple(
-                    each
-                    for each in session.measurements
-                    if (each.label, each.workload, each.level) == (label, workload, level)
-                )
-                for label in labels
-            },
-        )
-        for workload, level, open_ in keys
-    ]
-
-
 def render_markdown(session: Session) -> str:
     """The whole report as Markdown."""
-    parts = ["# Benchmark report", _markdown_table(overview(session))]
+    parts = ["# Benchmark report", *map(markdown_table, summaries(session))]
     for cell in cells(session):
         parts.append(f"## {cell.title}")
-        parts.extend(_markdown_table(table) for table in tables(cell))
+        parts.extend(markdown_table(table) for table in tables(cell))
         parts.extend(f"> {remark}" for remark in remarks(cell))
     parts.append("## How it was measured")
     parts.extend(
-        _markdown_table(table) for table in (machine_table(session), *served_tables(session))
+        markdown_table(table) for table in (machine_table(session), *served_tables(session))
     )
     parts.append(method(session))
     return "\n\n".join(parts) + "\n"
+
+
+def summaries(session: Session) -> list[Table]:
+    """What a report begins with: the overview, then the share of the roofline if known."""
+    roofline = roofline_table(session)
+    return [overview(session), *([roofline] if roofline else [])]
 
 
 def overview(session: Session) -> Table:
@@ -86,9 +45,9 @@ def overview(session: Session) -> Table:
         sides = list(cell.by_label)
         by_side = {label: _summaries(cell, label) for label in sides}
         if len(sides) == 2:
-            values = [_ratio_text(ratios(by_side["A"], by_side["B"], m)) for m in shown]
+            values = [spread_text(ratios(by_side["A"], by_side["B"], m)) for m in shown]
         else:
-            values = [_spread_text(m, by_side[sides[0]]) for m in shown]
+            values = [metric_text(m, by_side[sides[0]]) for m in shown]
         rows.append((cell.title, *values))
     names = {each.label: each.peer for each in session.served}
     what = f"{names['A']} over {names['B']}" if len(names) == 2 else "".join(names.values())
@@ -114,9 +73,9 @@ def _table(cell: Cell, caption: str, metrics: Sequence[Metric], group: str | Non
     by_side = {label: _summaries(cell, label, group) for label in cell.by_label}
     rows = []
     for metric in metrics:
-        values = [_spread_text(metric, summaries) for summaries in by_side.values()]
+        values = [metric_text(metric, summaries) for summaries in by_side.values()]
         if len(by_side) == 2:
-            values.append(_ratio_text(ratios(by_side["A"], by_side["B"], metric)))
+            values.append(spread_text(ratios(by_side["A"], by_side["B"], metric)))
         better = "more is better" if metric.better == "higher" else "less is better"
         rows.append((f"{metric.name}, {metric.unit} ({better})", *values))
     if group is None:
@@ -134,8 +93,8 @@ def _count_rows(cell: Cell, by_side: dict[str, list[Summary]]) -> list[tuple[str
     return [
         row("ended well, of all", (f"{_sum(s, 'ok')} of {_sum(s, 'requests')}" for s in sides)),
         row("refused, failed", (f"{_sum(s, 'refused')}, {_sum(s, 'failed')}" for s in sides)),
-        row("prompt tokens, mean", (_number(s[0].prompt_tokens) for s in sides)),
-        row("of them cached", (_number(s[0].cached_tokens) for s in sides)),
+        row("prompt tokens, mean", (number(s[0].prompt_tokens) for s in sides)),
+        row("of them cached", (number(s[0].cached_tokens) for s in sides)),
         row(
             "server's processor ms a token",
             (
@@ -157,7 +116,7 @@ def _cost(seconds: Sequence[float | None], summaries: Sequence[Summary]) -> str:
     """Processor milliseconds for each token of the answers; a dash when they are not known."""
     tokens = _sum(summaries, "completion_tokens")
     known = [value for value in seconds if value is not None]
-    return _number(1000 * sum(known) / tokens) if tokens and len(known) == len(seconds) else "–"
+    return number(1000 * sum(known) / tokens) if tokens and len(known) == len(seconds) else "–"
 
 
 def remarks(cell: Cell) -> list[str]:
@@ -243,38 +202,3 @@ def _summaries(cell: Cell, label: str, group: str | None = None) -> list[Summary
 
 def _sum(summaries: Sequence[Summary], field: str) -> int:
     return sum(int(getattr(each, field)) for each in summaries)
-
-
-def _spread_text(metric: Metric, summaries: Sequence[Summary]) -> str:
-    scale = 1000 if metric.unit == "ms" else 1
-    spread = Spread.of(metric.of(each) * scale for each in summaries)
-    if math.isnan(spread.median):
-        return "–"
-    return f"{_number(spread.median)} ({_number(spread.low)} to {_number(spread.high)})"
-
-
-def _ratio_text(spread: Spread) -> str:
-    if math.isnan(spread.median):
-        return "–"
-    return f"{_number(spread.median)} ({_number(spread.low)} to {_number(spread.high)})"
-
-
-def _number(value: float) -> str:
-    """Three significant digits, but never fewer than the integer part has."""
-    if math.isnan(value):
-        return "–"
-    if value == 0:
-        return "0"
-    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
-
-
-def _markdown_table(table: Table) -> str:
-    def line(values: Iterable[str]) -> str:
-        return (
-            "| "
-            + " | ".join(value.replace("|", "\\|").replace("\n", " ") for value in values)
-            + " |"
-        )
-
-    rule = "|" + "---|" * len(table.head)
-    return "\n".join([f"**{table.caption}**", "", line(table.head), rule, *map(line, table.rows)])

@@ -76,13 +76,25 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bandwidth:
+    """How fast the memory that holds the weights can be read, and how that is known."""
+
+    bytes_per_second: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """Everything one session measured; the reports are made from it alone."""
+    """Everything one session measured; the reports are made from it alone.
+
+    `bandwidth` is of the memory that holds the weights; None where no side had a file.
+    """
 
     machine: dict[str, str]
     plan: Plan
     served: tuple[Served, ...]
     measurements: tuple[Measurement, ...]
+    bandwidth: Bandwidth | None = None
 
 
 def save(session: Session, path: Path) -> None:

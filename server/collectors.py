@@ -53,7 +53,6 @@ GAUGES: tuple[tuple[str, str, Figures], ...] = (
     ("num_requests_running", "Sequences that hold a lane.", lambda s, h: s.running),
     ("num_requests_waiting", "Sequences in the engine's queue.", lambda s, h: s.waiting),
     ("num_requests_parked", "Sequences whose reader is slow.", lambda s, h: s.parked),
-    ("lanes_busy", "Lanes that running sequences hold.", lambda s, h: s.lanes_busy),
     ("lanes_total", "Lanes there are.", lambda s, h: s.lanes_total),
     ("kv_cache_usage_perc", "Share of cache cells that sequences hold, 0 to 1.", _cache_usage),
     ("kv_host_cache_usage_perc", "Share of the host memory for prefixes, 0 to 1.", _host_usage),

@@ -70,7 +70,10 @@ class RequestMiddleware:
     def _log(self, scope: Scope, status: int) -> None:
         route, state = _route(scope), scope["state"]
         self._metrics.count_response(route, status)
-        structlog.get_logger("headrace.access").info(
+        log = structlog.get_logger("headrace.access")
+        # Probes and scrapes come every few seconds: only their failures are news.
+        quiet = status == 200 and route.startswith(("/health", "/metrics"))
+        (log.debug if quiet else log.info)(
             "request",
             method=scope["method"],
             path=ascii(scope["path"][:PATH_CHARS])[1:-1],

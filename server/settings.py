@@ -60,6 +60,10 @@ class Settings:
     model: Annotated[str, NotEmpty, Option("model", "ID|PATH", "catalogue id or .gguf file")] = (
         "default"
     )
+    profile: Annotated[
+        Literal["original", "near-lossless", "balanced", "fast"],
+        Option("model", "NAME", "weights: original, or a class of `headrace tune`"),
+    ] = "original"
     engine: Annotated[
         Literal["llamacpp", "scripted"], Option("model", "NAME", "llamacpp or scripted")
     ] = "llamacpp"

@@ -174,13 +174,11 @@ class ScriptedEngine:
 
     def stats(self) -> EngineStats:
         """The numbers now. One token is one step; counters outlive a scripted death."""
-        busy, used = self._lanes.busy, self._lanes.tokens
         return EngineStats(
-            running=busy,
+            running=self._lanes.busy,
             waiting=self._lanes.waiting,
-            lanes_busy=busy,
             lanes_total=self._lanes.total,
-            cache_used=used,
+            cache_used=self._lanes.tokens,
             cache_total=self._script.lanes * self._script.context_length,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
@@ -251,4 +249,7 @@ class ScriptedEngine:
         self._life.move(EngineState.RESTARTING, "The engine died, as its script says.")
         self._lanes.end_all(EngineDied("The engine ended while this request was running."))
         loop = asyncio.get_running_loop()
-        self._revival = loop.call_later(fault.restart_seconds, self._life.move, EngineState.READY)
+        to = EngineState.FAILED if fault.restart_error else EngineState.READY
+        self._revival = loop.call_later(
+            fault.restart_seconds, self._life.move, to, fault.restart_error
+        )

@@ -38,10 +38,14 @@ class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Die(Part, frozen=True, tag_field="kind", tag="die"):
-    """The engine ends after so many tokens, with all its sequences, and restarts."""
+    """The engine ends after so many tokens, with all its sequences, and restarts.
+
+    With a `restart_error` it tries, and has then failed for good, for that reason.
+    """
 
     after_tokens: Tokens = 0
     restart_seconds: Seconds = 1.0
+    restart_error: str = ""
 
 
 class Fail(Part, frozen=True, tag_field="kind", tag="fail"):
@@ -111,5 +115,7 @@ def load_script(path: Path) -> Script:
     """Read a script from a TOML file. Raises `ScriptError`, naming file and key."""
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Script)
-    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise ScriptError(f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, msgspec.MsgspecError) as error:
         raise ScriptError(f"{path}: {error}") from error

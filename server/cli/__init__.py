@@ -1,4 +1,4 @@
-"""The `headrace` command: `serve`, `models`, `doctor`, `chat`, `version`.
+"""The `headrace` command: `serve`, `models`, `tune`, `doctor`, `chat`, `version`.
 
 Each subcommand is a module with `add_parser(subparsers)`, which sets `run` to a
 function from the parsed arguments to an exit code. Only the module of the command that
@@ -14,12 +14,14 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from server.cli.errors import CommandError
 
 COMMANDS = {
     "serve": "serve a model over HTTP",
     "models": "list, fetch and verify models",
+    "tune": "measure faster weights formats and settings for this machine",
     "doctor": "check processor, GPU, llama.cpp and directories",
     "chat": "talk to a running server",
     "version": "show the versions of Headrace and its engine",
@@ -51,9 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that shows its own usage when it does not know an argument.
+
+    argparse lets the outermost parser complain, whose usage says nothing about the
+    options of the command that was typed.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The whole parser; commands other than the typed one are names and help only."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="headrace",
         description="Serve quantized language models from your own machine.",
         epilog="`headrace COMMAND --help` explains one command.",

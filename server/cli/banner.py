@@ -7,12 +7,22 @@ import shlex
 from pathlib import Path
 
 from inference.types import ModelInfo
+from models.progress import megabytes
 
 
 def banner(
-    info: ModelInfo, *, version: str, url: str, loopback: bool, api_key_file: Path | None
+    info: ModelInfo,
+    *,
+    version: str,
+    url: str,
+    loopback: bool,
+    api_key_file: Path | None,
+    profile: str | None = None,
 ) -> str:
-    """The start-up lines, ending in a command that can be pasted into a shell."""
+    """The start-up lines, ending in a command that can be pasted into a shell.
+
+    `profile` says which weights are served, where there is a choice.
+    """
     reach = "this machine only" if loopback else "all who reach this address"
     if api_key_file is not None:
         keys = f"wanted from every client, {api_key_file}"
@@ -23,9 +33,10 @@ def banner(
     rows = {
         "model": f"{info.id}, {_size(info)}",
         "quantization": info.quantization or "unknown",
-        "engine": f"{info.engine}, {info.threads} threads",
+        **({} if profile is None else {"profile": profile}),
+        "engine": f"{info.engine}, {_count(info.threads, 'thread')}",
         "device": info.device,
-        "layout": f"{info.layout}, {info.lanes} lanes",
+        "layout": f"{info.layout}, {_count(info.lanes, 'lane')}",
         "context": f"{info.context_length} tokens a sequence, cache {info.cache_tokens} tokens",
         "address": f"{url} ({reach})",
         "keys": keys,
@@ -65,5 +76,10 @@ def _size(info: ModelInfo) -> str:
     if info.parameters:
         parts.append(f"{info.parameters / 1e6:.0f}M parameters")
     if info.size_bytes:
-        parts.append(f"{info.size_bytes / 1e6:.0f} MB")
+        # The file is a little larger: it holds the vocabulary as well.
+        parts.append(f"{megabytes(info.size_bytes)} of weights")
     return ", ".join(parts) or info.description
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -118,7 +119,14 @@ def judge(machine: Machine, build: Build | None, failure: str) -> Iterator[Probl
 
 
 def rebuild(switch: str) -> str:
-    """The command that builds the installed llama.cpp again, with one switch on."""
+    """The command that builds the installed llama.cpp again, with one switch on.
+
+    In an environment that `make` keeps, `make` must do it, or the next one would put its
+    own build back.
+    """
+    prefix = Path(sys.prefix)
+    if (prefix / ".stamp-llama").exists():
+        return f"make -C {shlex.quote(str(prefix.parent))} install CMAKE_ARGS=-D{switch}=on"
     version = installed("llama-cpp-python")
     pinned = f"llama-cpp-python=={version}" if version else "llama-cpp-python"
     return (

@@ -2,7 +2,8 @@
 
 The first SIGINT or SIGTERM stops taking connections and lets streams finish for
 `drain_seconds`; then the engine is closed, which ends each remaining stream with an
-error event. The second signal ends the process at once.
+error event. The second signal ends the process at once. An engine that has failed for good
+ends the server as well: whoever supervises it may start it anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import math
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import structlog
 import uvicorn
@@ -37,23 +39,50 @@ BAR_AFTER_SECONDS = 1.0
 log = structlog.get_logger("headrace.serve")
 
 
-def host(
-    app: ASGIApp,
-    engine: Engine,
-    settings: Settings,
-    listener: Listener,
-    *,
-    on_ready: Callable[[], None],
-    on_stop: Callable[[], None],
-) -> int:
-    """Serve until a signal, and return the exit code.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hosting:
+    """What is served, and where.
 
     `on_ready` is called once the engine takes requests, `on_stop` at the first signal.
-    Raises `CommandError` when the engine never gets ready.
     """
-    serving = _serve(app, engine, settings, listener, on_ready, on_stop)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serving)
+
+    app: ASGIApp
+    engine: Engine
+    settings: Settings
+    listener: Listener
+    on_ready: Callable[[], None]
+    on_stop: Callable[[], None]
+
+    def run(self) -> None:
+        """Serve until a signal.
+
+        Raises `CommandError` when the engine never gets ready, or fails for good later.
+        """
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        server = _Server(_config(self.app, self.settings))
+        stop = _Stop(server, self.engine, self.settings.drain_seconds, self.on_stop)
+        with stop.on(signal.SIGINT, signal.SIGTERM):
+            serving = asyncio.create_task(server.serve(sockets=[self.listener.socket]))
+            loaded = await _loaded(self.engine, serving)
+            if loaded in (EngineState.READY, EngineState.RESTARTING):
+                self.on_ready()
+                await _failed_or_done(self.engine, serving)
+            # Read now: the server closes the engine as it ends.
+            health = self.engine.health()
+            failed = health.state is EngineState.FAILED
+            if failed:
+                server.should_exit = True
+            try:
+                await serving
+            except OSError as error:
+                raise refused(error, self.settings) from None
+        if failed:
+            never = loaded is EngineState.FAILED
+            what = "the model cannot be loaded" if never else "the engine has failed for good"
+            raise CommandError(f"{what}: {health.reason}", exit_code=1)
 
 
 class _Server(uvicorn.Server):
@@ -62,33 +91,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-async def _serve(
-    app: ASGIApp,
-    engine: Engine,
-    settings: Settings,
-    listener: Listener,
-    on_ready: Callable[[], None],
-    on_stop: Callable[[], None],
-) -> int:
-    server = _Server(_config(app, settings))
-    stop = _Stop(server, engine, settings.drain_seconds, on_stop)
-    serving = asyncio.create_task(server.serve(sockets=[listener.socket]))
-    with stop.on(signal.SIGINT, signal.SIGTERM):
-        state = await _loaded(engine, serving)
-        if state is EngineState.READY:
-            on_ready()
-        elif state is EngineState.FAILED:
-            server.should_exit = True
-        reason = engine.health().reason
-        try:
-            await serving
-        except OSError as error:
-            raise refused(error, settings) from None
-    if state is EngineState.FAILED:
-        raise CommandError(f"the model cannot be loaded: {reason}", exit_code=1)
-    return 0
 
 
 async def _loaded(engine: Engine, serving: asyncio.Task[None]) -> EngineState:
@@ -106,6 +108,18 @@ async def _loaded(engine: Engine, serving: asyncio.Task[None]) -> EngineState:
             bar.update(round(100 * health.load_progress) - bar.n)
             await asyncio.wait({serving}, timeout=POLL_SECONDS)
     return health.state
+
+
+async def _failed_or_done(engine: Engine, serving: asyncio.Task[None]) -> None:
+    """Wait until the engine has failed for good or the server has ended."""
+    failing = asyncio.create_task(_failed(engine))
+    await asyncio.wait({failing, serving}, return_when=asyncio.FIRST_COMPLETED)
+    failing.cancel()
+
+
+async def _failed(engine: Engine) -> None:
+    while engine.health().state is not EngineState.FAILED:
+        await engine.state_changed()
 
 
 class _Stop:

@@ -19,6 +19,7 @@ from models.errors import HashMismatch, ModelError, NotPulled
 from models.places import default_places
 from models.progress import megabytes
 from models.store import Store
+from server.logs import escape
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -209,5 +210,4 @@ def _complain(message: str) -> None:
 
 def _printable(text: str) -> str:
     """One line without control characters: names come from files that others made."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+    return escape(" ".join(text.split()))

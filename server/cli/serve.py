@@ -49,7 +49,7 @@ def serve(settings: Settings) -> int:
     """Bind, find the model, and serve it. What is quick to fail comes first."""
     from server.app import create_app
     from server.cli.banner import banner
-    from server.cli.hosting import host
+    from server.cli.hosting import Hosting
     from server.cli.listen import bind
     from server.logs import configure_logging
 
@@ -59,7 +59,7 @@ def serve(settings: Settings) -> int:
     keys = _keys(settings)
     listener = bind(settings)
     with listener.socket:
-        engine, model = _engine(settings)
+        engine, model, profile = _engine(settings)
 
         def announce() -> None:
             text = banner(
@@ -68,16 +68,25 @@ def serve(settings: Settings) -> int:
                 url=listener.url,
                 loopback=listener.loopback,
                 api_key_file=settings.api_key_file,
+                profile=profile,
             )
             print(text, flush=True)
 
         app = create_app(settings, engine, model=model, keys=keys)
-        drain = app.state.edge.lifecycle.drain
-        return host(app, engine, settings, listener, on_ready=announce, on_stop=drain)
+        Hosting(
+            app=app,
+            engine=engine,
+            settings=settings,
+            listener=listener,
+            on_ready=announce,
+            on_stop=app.state.edge.lifecycle.drain,
+        ).run()
+    return 0
 
 
 def _keys(settings: Settings) -> ApiKeys | None:
-    from server.auth import ApiKeys, KeyFileError
+    from server.auth import ApiKeys
+    from server.keyfile import KeyFileError
 
     if settings.api_key_file is None:
         return None
@@ -87,33 +96,37 @@ def _keys(settings: Settings) -> ApiKeys | None:
         raise CommandError(f"--api-key-file {error}") from None
 
 
-def _engine(settings: Settings) -> tuple[Engine, ServedModel]:
-    """The engine, not yet started, and the model under the name that clients use."""
+def _engine(settings: Settings) -> tuple[Engine, ServedModel, str | None]:
+    """The engine, not yet started, the model under the name that clients use, its profile."""
     if settings.engine == "scripted":
-        return _scripted(settings)
+        if settings.profile != "original":
+            raise CommandError("--profile: the scripted engine has no weights")
+        return *_scripted(settings), None
     if settings.script is not None:
         raise CommandError("--script: only --engine scripted plays a script")
     return _llamacpp(settings)
 
 
-def _llamacpp(settings: Settings) -> tuple[Engine, ServedModel]:
+def _llamacpp(settings: Settings) -> tuple[Engine, ServedModel, str | None]:
     from inference.llamacpp.client import LlamaCppEngine
     from inference.llamacpp.messages import WorkerConfig
     from models import ModelError, resolve
+    from server.cli.tuned import weights_for
     from server.served import ServedModel
 
     try:
         found = resolve(settings.model, offline=settings.offline)
     except ModelError as error:
         raise CommandError(f"--model {settings.model}: {error}") from None
+    weights = weights_for(settings, found)
     config = WorkerConfig(
         model_id=found.id,
-        model_path=str(found.path),
+        model_path=str(weights.path),
         lanes=settings.lanes,
         context=settings.context,
         cache_tokens=settings.cache_tokens,
-        threads=settings.threads,
-        batch_tokens=settings.batch_tokens,
+        threads=weights.threads,
+        batch_tokens=weights.batch_tokens,
         gpu_layers=settings.gpu_layers,
         layout=settings.layout,
         host_memory_bytes=settings.kv_host_memory << 20,
@@ -122,9 +135,8 @@ def _llamacpp(settings: Settings) -> tuple[Engine, ServedModel]:
         max_waiting=settings.max_requests * settings.max_n,
     )
     created = int(found.path.stat().st_mtime)
-    return LlamaCppEngine(config), ServedModel(
-        id=found.id, created=created, sampling=dict(found.sampling)
-    )
+    model = ServedModel(id=found.id, created=created, sampling=dict(found.sampling))
+    return LlamaCppEngine(config), model, weights.words
 
 
 def _scripted(settings: Settings) -> tuple[Engine, ServedModel]:

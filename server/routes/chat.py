@@ -47,8 +47,6 @@ def answer(edge: Edge, request: Request, text: str) -> ASGIApp:
         names={"prompt": "messages", "max_tokens": param},
     )
     if fields.stream:
-        include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
-        return streamed(
-            edge, generation, ChatProjection(envelope, n=n, include_usage=include_usage)
-        )
+        shown = ChatProjection(envelope, n=n, include_usage=fields.include_usage)
+        return streamed(edge, generation, shown)
     return collected(edge, generation, ChatSummary(envelope, n=n, logprobs=logprobs is not None))

@@ -57,12 +57,10 @@ async def answer(edge: Edge, request: Request, text: str) -> ASGIApp:
         echoes = await watched(request.receive, _texts(edge.engine, prompts))
     echoes = [echo for echo in echoes for _ in range(n)]
     if fields.stream:
-        include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
-        return streamed(
-            edge,
-            generation,
-            CompletionProjection(envelope, n=n, echoes=echoes, include_usage=include_usage),
+        shown = CompletionProjection(
+            envelope, n=n, echoes=echoes, include_usage=fields.include_usage
         )
+        return streamed(edge, generation, shown)
     return collected(
         edge,
         generation,

@@ -44,7 +44,7 @@ def envelope_of(edge: Edge, prefix: str) -> Envelope:
         id=f"{prefix}-{uuid4().hex}",
         created=int(time.time()),
         model=edge.model.id,
-        fingerprint=edge.fingerprint(),
+        system_fingerprint=edge.fingerprint(),
     )
 
 

@@ -50,14 +50,10 @@ class ChunkChoice(Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
 
 
-class ChatChunk(Struct, frozen=True, kw_only=True):
+class ChatChunk(Envelope, frozen=True, kw_only=True):
     """One event of a streamed chat completion."""
 
-    id: str
     object: str = "chat.completion.chunk"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChunkChoice]
     usage: UsageBody | UnsetType | None = UNSET
 
@@ -79,14 +75,10 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
     finish_reason: str
 
 
-class ChatBody(Struct, frozen=True, kw_only=True):
+class ChatBody(Envelope, frozen=True, kw_only=True):
     """A whole chat completion."""
 
-    id: str
     object: str = "chat.completion"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChoice]
     usage: UsageBody
 
@@ -95,7 +87,7 @@ class ChatProjection:
     """Shows events as chat completion chunks. Keeps nothing between them."""
 
     def __init__(self, envelope: Envelope, *, n: int, include_usage: bool) -> None:
-        self._envelope = envelope
+        self._chunk = envelope.around(ChatChunk)
         self._n = n
         self._usage: UnsetType | None = None if include_usage else UNSET
 
@@ -112,29 +104,20 @@ class ChatProjection:
                 choice = ChunkChoice(index=index, delta=DeltaBody(), finish_reason=reason.value)
             case _:
                 return ()
-        return (self._chunk([choice], self._usage),)
+        return (self._chunk(choices=[choice], usage=self._usage),)
 
     def end(self, usages: Sequence[Usage]) -> Sequence[ChatChunk]:
         """Build the usage chunk, if it was asked for."""
-        return () if self._usage is UNSET else (self._chunk([], usage_of(usages, self._n)),)
-
-    def _chunk(self, choices: list[ChunkChoice], usage: UsageBody | UnsetType | None) -> ChatChunk:
-        head = self._envelope
-        return ChatChunk(
-            id=head.id,
-            created=head.created,
-            model=head.model,
-            system_fingerprint=head.fingerprint,
-            choices=choices,
-            usage=usage,
-        )
+        if self._usage is UNSET:
+            return ()
+        return (self._chunk(choices=[], usage=usage_of(usages, self._n)),)
 
 
 class ChatSummary:
     """Gathers events into a whole chat completion."""
 
     def __init__(self, envelope: Envelope, *, n: int, logprobs: bool) -> None:
-        self._envelope = envelope
+        self._body = envelope.around(ChatBody)
         self._logprobs = logprobs
         self._texts: list[list[str]] = [[] for _ in range(n)]
         self._tokens: list[list[TokenBody]] = [[] for _ in range(n)]
@@ -160,15 +143,7 @@ class ChatSummary:
             )
             for index, tokens in enumerate(self._tokens)
         ]
-        head = self._envelope
-        return ChatBody(
-            id=head.id,
-            created=head.created,
-            model=head.model,
-            system_fingerprint=head.fingerprint,
-            choices=choices,
-            usage=usage_of(usages, len(choices)),
-        )
+        return self._body(choices=choices, usage=usage_of(usages, len(choices)))
 
 
 def _logprobs(tokens: Sequence[TokenLogprob] | None) -> LogprobsBody | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, TypeAlias
+from functools import partial
+from typing import Annotated, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,6 +20,8 @@ from inference.types import (
     Usage,
 )
 from server.errors import invalid
+
+Body = TypeVar("Body", bound="Envelope")
 
 MAX_TOKENS_CEILING = 100_000_000
 SEEDS = 0xFFFF_FFFF
@@ -71,6 +74,11 @@ class GenerationFields(Struct, frozen=True, kw_only=True):
     user: Hint | None = None
     safety_identifier: Hint | None = None
     prompt_cache_key: Hint | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream should end with the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,14 +233,27 @@ def finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else LOWEST_LOGPROB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Envelope:
-    """What every chunk and the whole response repeat. `created` is a Unix time."""
+class Envelope(Struct, frozen=True, kw_only=True):
+    """What every chunk and the whole response repeat. `created` is a Unix time.
+
+    Each kind of them derives from this, and says what `object` it is.
+    """
 
     id: str
+    object: str = ""
     created: int
     model: str
-    fingerprint: str
+    system_fingerprint: str
+
+    def around(self, kind: type[Body]) -> Callable[..., Body]:
+        """What builds bodies of a kind with this envelope, given the rest of their fields."""
+        return partial(
+            kind,
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            system_fingerprint=self.system_fingerprint,
+        )
 
 
 class Projection(Protocol):

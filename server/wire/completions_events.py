@@ -37,14 +37,10 @@ class CompletionChoice(Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
 
 
-class CompletionBody(Struct, frozen=True, kw_only=True):
+class CompletionBody(Envelope, frozen=True, kw_only=True):
     """A completion, or one event of a streamed one."""
 
-    id: str
     object: str = "text_completion"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: UsageBody | UnsetType | None = UNSET
 
@@ -94,7 +90,7 @@ class CompletionProjection:
     def __init__(
         self, envelope: Envelope, *, n: int, echoes: Sequence[str], include_usage: bool
     ) -> None:
-        self._envelope = envelope
+        self._chunk = envelope.around(CompletionBody)
         self._n = n
         self._echoes = echoes
         self._offsets = [Offsets(len(echo)) for echo in echoes]
@@ -112,13 +108,13 @@ class CompletionProjection:
                 choice = CompletionChoice(index=index, text="", finish_reason=reason.value)
             case _:
                 return ()
-        return (_body(self._envelope, [choice], self._usage),)
+        return (self._chunk(choices=[choice], usage=self._usage),)
 
     def end(self, usages: Sequence[Usage]) -> Sequence[CompletionBody]:
         """Build the usage chunk, if it was asked for."""
         if self._usage is UNSET:
             return ()
-        return (_body(self._envelope, [], usage_of(usages, self._n)),)
+        return (self._chunk(choices=[], usage=usage_of(usages, self._n)),)
 
 
 class CompletionSummary:
@@ -127,7 +123,7 @@ class CompletionSummary:
     def __init__(
         self, envelope: Envelope, *, n: int, echoes: Sequence[str], logprobs: bool
     ) -> None:
-        self._envelope = envelope
+        self._body = envelope.around(CompletionBody)
         self._n = n
         self._logprobs = logprobs
         self._texts = [[echo] for echo in echoes]
@@ -156,17 +152,4 @@ class CompletionSummary:
                 zip(self._texts, self._tokens, self._reasons, strict=True)
             )
         ]
-        return _body(self._envelope, choices, usage_of(usages, self._n))
-
-
-def _body(
-    head: Envelope, choices: list[CompletionChoice], usage: UsageBody | UnsetType | None
-) -> CompletionBody:
-    return CompletionBody(
-        id=head.id,
-        created=head.created,
-        model=head.model,
-        system_fingerprint=head.fingerprint,
-        choices=choices,
-        usage=usage,
-    )
+        return self._body(choices=choices, usage=usage_of(usages, self._n))

@@ -29,6 +29,13 @@ _PATH = re.compile(r" - at (?:`key` in )?`\$(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
 _TYPE = re.compile(r"Expected `[^`]*`(?:, got `|$)")
+_LONE_SURROGATE = re.compile(
+    r"(?:[^\\]++|\\(?!u[dD][89a-fA-F]).|\\u[dD][89abAB]..\\u[dD][c-fC-F])*+\\u[dD][89a-fA-F]",
+    re.DOTALL,
+)
+"""From the start to the first half of a surrogate pair that has no other half: everything
+else is taken whole and never given back, so this takes linear time."""
+
 _NAMES = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -69,7 +76,7 @@ def decode(text: str, kind: type[Body], unbuilt: Harmless) -> Body:
     except msgspec.ValidationError as error:
         raise _translate(str(error)) from None
     except msgspec.DecodeError as error:
-        raise invalid(f"The body is not valid JSON: {error}.", None, "invalid_json") from None
+        raise invalid(_broken(text, str(error)), None, "invalid_json") from None
     except RecursionError:
         raise invalid("The body is nested too deeply.", None, "invalid_json") from None
 
@@ -92,6 +99,13 @@ def refuse_unbuilt_fields(where: str, struct: Struct, unbuilt: Harmless) -> None
 def _refuse_unknown(name: str) -> NoReturn:
     shown = name[:SHOWN_CHARS]
     raise invalid(f"There is no parameter `{shown}`.", shown, "unknown_parameter")
+
+
+def _broken(text: str, reason: str) -> str:
+    # msgspec has other names for it: it looks for the other half in whatever follows.
+    if _LONE_SURROGATE.match(text):
+        return r"The body holds half of a surrogate pair (\ud800 to \udfff) without the other."
+    return f"The body is not valid JSON: {reason}."
 
 
 def _translate(text: str) -> ApiError:

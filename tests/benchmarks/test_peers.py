@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import build_peer
-from benchmarks.cache import PeerCache
+from benchmarks.cache import PeerCache, llama_cpp_python_version
 from benchmarks.peers import Launch, PeerError, Setting, find_peer
 from benchmarks.servers import first_model, free_port, running, tree_cpu_seconds
 from benchmarks.workloads import WORKLOADS
@@ -195,6 +195,44 @@ def test_the_source_is_unpacked_once_and_whole(tmp_path: Path) -> None:
     assert [each.name for each in cache.directory.iterdir()] == ["source"]
     build.fetch(tmp_path / "not needed any more")
     assert not build.done()
+
+
+def test_the_source_is_downloaded_with_the_hash_of_the_lock_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "jinja2==1 \\\n    --hash=sha256:00\n"
+        "llama-cpp-python==9 ; sys_platform == 'linux' \\\n"
+        "    --hash=sha256:aa \\\n    --hash=sha256:bb\n    # via headrace\n"
+        "numpy==2 \\\n    --hash=sha256:cc\n"
+    )
+    assert build_peer.pinned_lines("9", lock) == (
+        "llama-cpp-python==9 ; sys_platform == 'linux' \\\n"
+        "    --hash=sha256:aa \\\n    --hash=sha256:bb\n"
+    )
+    for version, where in (("9.1", lock), ("9", tmp_path / "absent.lock")):
+        with pytest.raises(build_peer.BuildError, match="--sdist FILE"):
+            build_peer.pinned_lines(version, where)
+
+
+def test_pip_checks_what_it_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pip(argv: list[str]) -> None:
+        assert {"--require-hashes", "--no-deps", "--build-constraint"} <= set(argv)
+        assert Path(argv[argv.index("--requirement") + 1]).read_text() == "pinned"
+        _sdist(Path(argv[argv.index("--dest") + 1]))
+
+    monkeypatch.setattr(build_peer, "pinned_lines", lambda _version: "pinned")
+    monkeypatch.setattr(build_peer, "_run", pip)
+    cache = PeerCache(directory=tmp_path)
+    build_peer.Build(version="9", cache=cache).fetch()
+    assert (cache.source / "vendor" / "llama.cpp" / "CMakeLists.txt").exists()
+
+
+def test_the_lock_file_pins_what_is_installed_here() -> None:
+    version = llama_cpp_python_version()
+    assert version is not None
+    assert "--hash=sha256:" in build_peer.pinned_lines(version)
 
 
 def test_a_finished_build_is_left_alone(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from benchmarks import session as sessions
 from benchmarks.html_report import render_html
+from benchmarks.layout import cells
 from benchmarks.records import Outcome
-from benchmarks.report import cells, overview, remarks, render_markdown, tables
+from benchmarks.report import overview, remarks, render_markdown, tables
 from benchmarks.session import Session
 from benchmarks.svg import Chart, Series, distribution, render
 from tests.benchmarks.samples import record, session

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,22 @@ def test_is_healthy_only_when_ready() -> None:
     (check,) = [rest for name, rest in last_stage() if name == "HEALTHCHECK"]
     assert "/health/ready" in check
     assert "--start-period=" in check
+
+
+def test_its_health_check_follows_the_port() -> None:
+    (check,) = [rest for name, rest in last_stage() if name == "HEALTHCHECK"]
+    command = json.loads(check[check.index("CMD ") + 4 :])
+    with socket.create_server(("127.0.0.1", 0)) as answering:
+        answering.settimeout(30.0)
+        with subprocess.Popen(
+            [sys.executable, *command[1:]],
+            env={"HEADRACE_PORT": str(answering.getsockname()[1])},
+        ) as checking:
+            connection, _ = answering.accept()
+            with connection:
+                assert connection.recv(1024).startswith(b"GET /health/ready ")
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        assert checking.returncode == 0
 
 
 def test_signals_reach_the_server() -> None:

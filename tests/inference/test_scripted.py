@@ -343,6 +343,19 @@ def test_death_takes_every_sequence_and_the_engine_comes_back() -> None:
     run(script, scenario)
 
 
+def test_a_death_with_a_restart_error_is_for_good() -> None:
+    die = Die(restart_seconds=0.0, restart_error="no memory")
+
+    async def scenario(engine: ScriptedEngine) -> None:
+        with pytest.raises(EngineDied):
+            await collect(engine, request())
+        await engine.state_changed()
+        health = engine.health()
+        assert (health.state, health.reason) == (EngineState.FAILED, "no memory")
+
+    run(Script(rules=(Rule(fault=die),)), scenario)
+
+
 @pytest.mark.parametrize(
     ("fault", "error"),
     [(Fail(after_tokens=1), DecodeFailed), (RefuseTemplate(), TemplateError)],

@@ -310,12 +310,14 @@ def test_a_wrong_path_or_method_is_refused_in_the_same_shape(
 @pytest.mark.parametrize(
     ("case", "param"),
     [
-        (text(prompt="river " * 5000), "max_tokens"),
+        (text(prompt="river " * 5000), "prompt"),
+        (text(prompt="river", max_tokens=4096), "max_tokens"),
         (chat(messages=[{"role": "user", "content": "river " * 5000}]), "messages"),
         (chat(messages=[USER] * 600, stream=True), "messages"),
+        (chat(messages=[USER] * 600, max_tokens=8), "messages"),
         (chat(max_tokens=4090), "max_tokens"),
         (chat(max_completion_tokens=4090, n=2, stream=True), "max_completion_tokens"),
-        (text(prompt=["short", "river " * 5000], stream=True), "max_tokens"),
+        (text(prompt=["short", "river " * 5000], stream=True), "prompt"),
     ],
 )
 def test_a_prompt_over_the_context_starts_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
@@ -42,6 +43,28 @@ def assert_ends_with_one_error(text: str, code: str) -> list[Any]:
     chunks = events[:-2]
     assert all("error" not in chunk for chunk in chunks)
     return chunks
+
+
+def test_probes_and_scrapes_are_logged_for_debugging_only(log: io.StringIO) -> None:
+    async def scenario() -> None:
+        async with serving(Script()) as running:
+            paths = ("/health/live", "/health", "/metrics", "/version")
+            async with httpx2.AsyncClient(base_url=running.url) as client:
+                answers = [await client.get(path) for path in paths]
+                running.edge.lifecycle.drain()
+                answers.append(await client.get("/health/ready"))
+            assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 503]
+
+    run(scenario())
+    events = [json.loads(line) for line in log.getvalue().splitlines()]
+    levels = {e["path"]: e["level"] for e in events if e["event"] == "request"}
+    assert levels == {
+        "/health/live": "debug",
+        "/health": "debug",
+        "/metrics": "debug",
+        "/version": "info",
+        "/health/ready": "info",
+    }
 
 
 def test_an_engine_that_dies_ends_streams_with_an_error_and_comes_back() -> None:

@@ -130,7 +130,7 @@ def test_a_running_request_shows_in_the_gauges() -> None:
             found = await running.metrics()
             assert found["headrace_num_requests_running"] == 1
             assert found["headrace_num_requests_waiting"] == 1
-            assert found["headrace_lanes_busy"] == 1
+            assert found["headrace_lanes_total"] == 1
             assert found["headrace_requests_in_flight"] == 2
             assert found["headrace_time_to_first_token_seconds_count"] == 1
             for _, writer in connections:

@@ -29,6 +29,8 @@ SCRIPT = Script(
 
 @pytest.mark.parametrize(("python", "version"), [(sys.executable, 3), (OLDER, 2)])
 def test_a_session_goes_the_same_way(python: str, version: int) -> None:
+    if not Path(python).exists():
+        pytest.fail(f"OpenAI SDK {version} has no environment at {python}; `make test` makes it")
     with in_thread(SCRIPT, keys=ApiKeys(["first"]), settings=Settings(max_requests=1)) as server:
         done = subprocess.run(
             [python, str(SESSION), f"{server.url}/v1"],

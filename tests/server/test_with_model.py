@@ -151,7 +151,7 @@ def test_a_client_that_goes_frees_its_lane(default_model_path: Path, phase: str)
             else:
                 # What was left of 200 tokens or 1,750 of prompt takes many more steps.
                 assert await server.figure("engine_steps_total") <= before + 8
-            assert await server.figure("lanes_busy") == 0
+            assert await server.figure("num_requests_running") == 0
 
     run(scenario())
 

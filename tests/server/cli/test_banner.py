@@ -3,6 +3,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import msgspec
+
 from inference.types import ModelInfo
 from server.cli.banner import FIRST_KEY, banner, curl
 
@@ -30,15 +32,29 @@ def test_the_banner_says_what_runs_where() -> None:
     text = banner(INFO, version="0.1.0", url=URL, loopback=True, api_key_file=None)
     words = (
         *("smollm2-135m-instruct", "Q4_1", "unified", "16 lanes", "8192", "16384"),
-        *("2 threads", "CPU", URL, "135M", "98 MB", "loopback only", "--api-key-file"),
+        *("2 threads", "CPU", URL, "135M", "98.4 MB of weights", "loopback only", "--api-key-file"),
     )
     assert [word for word in words if word not in text] == []
     assert text.splitlines()[-1].startswith("curl -N ")
 
 
+def test_one_thread_and_one_lane_are_not_many() -> None:
+    one = msgspec.structs.replace(INFO, threads=1, lanes=1)
+    lines = banner(one, version="", url=URL, loopback=True, api_key_file=None).splitlines()
+    assert "  engine        llamacpp, 1 thread" in lines
+    assert "  layout        unified, 1 lane" in lines
+
+
 def test_an_open_server_is_called_open() -> None:
     text = banner(INFO, version="", url=URL, loopback=False, api_key_file=None)
     assert "NONE: anybody" in text
+
+
+def test_the_banner_says_which_weights_where_there_is_a_choice() -> None:
+    offer = "original; a tuned profile is 2.1 times as fast: --profile near-lossless"
+    text = banner(INFO, version="", url=URL, loopback=True, api_key_file=None, profile=offer)
+    assert f"  profile       {offer}\n" in text
+    assert "profile" not in banner(INFO, version="", url=URL, loopback=True, api_key_file=None)
 
 
 def test_the_curl_line_is_a_valid_request() -> None:

@@ -33,6 +33,24 @@ def test_wrong_arguments_are_exit_code_2(
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        (["serve", "--layuot", "x"], "usage: headrace serve [options]"),
+        (["chat", "--nope"], "usage: headrace chat "),
+        (["models", "list", "--nope"], "usage: headrace models list "),
+        (["--nope", "version"], "usage: headrace [-h] COMMAND"),
+    ],
+)
+def test_an_unknown_option_shows_the_usage_of_its_command(
+    argv: list[str], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(usage)
+    assert "unrecognized arguments: --" in err
+
+
 def test_help_imports_nothing_heavy() -> None:
     heavy = {"uvicorn", "starlette", "structlog", "httpx2", "huggingface_hub", "numpy", "llama_cpp"}
     code = (

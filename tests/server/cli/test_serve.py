@@ -121,6 +121,23 @@ def test_a_model_that_does_not_load_is_exit_code_1(tmp_path: Path) -> None:
     assert err.splitlines()[-1] == ("headrace: the model cannot be loaded: the file is cut short")
 
 
+def test_an_engine_that_fails_for_good_ends_the_server_with_exit_code_1(tmp_path: Path) -> None:
+    script = (
+        '[[rules]]\nreply = "one two three"\n'
+        'fault = { kind = "die", after_tokens = 2, restart_seconds = 0.0, '
+        'restart_error = "the memory is gone" }\n'
+    )
+    with serving(home=tmp_path, script=script) as server:
+        got = events(httpx2.post(f"{server.url}/v1/chat/completions", json=CHAT))
+        code, err = server.end()
+    assert got[-1] == "[DONE]"
+    assert json.loads(got[-2])["error"]["code"] == "engine_died"
+    assert code == 1
+    assert "Traceback" not in err
+    last = "headrace: the engine has failed for good: the memory is gone"
+    assert err.splitlines()[-1] == last
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -80,6 +80,32 @@ def test_any_prompt_is_taken_or_refused(prompt: Any) -> None:
         assert prompts
 
 
+@pytest.mark.parametrize(
+    ("string", "alone"),
+    [
+        (r"\ud800", True),
+        (r"\uDFFF tail", True),
+        (r"\ud83d\ude00\ude00", True),
+        (r"\ud83d \ude00", True),
+        (r"\\\ud800", True),
+        (r"\ud800\ud800\udc00", True),
+        (r"\ud83d\ude00", False),
+        (r"\\ud800", False),
+        (r"\n\u00e9\\", False),
+    ],
+)
+def test_half_a_surrogate_pair_is_called_that(string: str, alone: bool) -> None:
+    whole = f'{{"model": "m", "messages": [{{"role": "user", "content": "{string}"}}]}}'
+    if alone:
+        with pytest.raises(ApiError, match="half of a surrogate pair"):
+            parse_chat(whole)
+    else:
+        parse_chat(whole)
+    with pytest.raises(ApiError) as refused:
+        parse_chat(whole[:-2])
+    assert ("surrogate" in refused.value.message) is alone
+
+
 def test_the_fields_of_a_message_that_are_not_built_are_its_fields() -> None:
     assert set(unbuilt.MESSAGE) <= set(MessageFields.__struct_fields__)
 
