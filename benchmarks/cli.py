@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import os
 import shlex
 import signal
@@ -20,7 +19,7 @@ from benchmarks import session as sessions
 from benchmarks.cache import PeerCache, llama_cpp_python_version
 from benchmarks.html_report import render_html
 from benchmarks.pairs import run_session
-from benchmarks.peers import PEERS, PeerError
+from benchmarks.peers import PEERS, PeerError, model_file
 from benchmarks.report import render_markdown
 from benchmarks.session import Plan, Session, Side
 from benchmarks.workloads import WORKLOADS
@@ -62,10 +61,10 @@ def _results(options: argparse.Namespace) -> Path:
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("work")
     work.add_argument("--workload", default="short", help="names with commas, or 'all'")
-    work.add_argument("--concurrency", type=_numbers, default=(), metavar="N,N", help="closed loop")
+    work.add_argument("--concurrency", type=numbers, default=(), metavar="N,N", help="closed loop")
     work.add_argument("--rate", type=float, metavar="R", help="open loop: arrivals per second")
     work.add_argument("--duration", type=float, metavar="S", help="open loop: seconds of arrivals")
-    work.add_argument("--rounds", type=_positive, default=3, metavar="N", help="A B A B ... (3)")
+    work.add_argument("--rounds", type=positive, default=3, metavar="N", help="A B A B ... (3)")
     work.add_argument("--seed", type=int, default=1, metavar="N", help="of texts and arrivals (1)")
     work.add_argument(
         "--no-ignore-eos", action="store_true", help="for servers that refuse the field"
@@ -93,11 +92,13 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
+def numbers(text: str) -> tuple[int, ...]:
+    """An option of whole numbers above 0 with commas. Raises `ArgumentTypeError`."""
+    return tuple(positive(part) for part in text.split(","))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An option of a whole number above 0. Raises `ArgumentTypeError`."""
     if not (text.isascii() and text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, not {text!r}")
     return int(text)
@@ -126,7 +127,7 @@ def _sides(options: argparse.Namespace) -> list[Side]:
             Side(
                 label=label.upper(),
                 peer=peer,
-                model=_model_path(getattr(options, f"{label}_model") or options.model, peer),
+                model=_model(getattr(options, f"{label}_model") or options.model, peer),
                 flags=getattr(options, f"{label}_flags"),
                 program=getattr(options, f"{label}_program"),
                 api_key=_api_key(getattr(options, f"{label}_key_env")),
@@ -145,15 +146,9 @@ def _api_key(variable: str | None) -> str:
     return key
 
 
-def _model_path(name: str, peer: str) -> str:
-    """A file as it is; a catalogue id as the path of its file, fetched when missing."""
-    if peer not in ("headrace", "llama-server", "llama-cpp-python") or Path(name).exists():
-        return name
-    try:
-        models = importlib.import_module("models")
-        return str(models.resolve(name, progress=True).path)
-    except Exception as error:
-        raise PeerError(f"no model file for {name!r}: {error}") from error
+def _model(name: str, peer: str) -> str:
+    """What `peer` is asked to serve: a file for those that read GGUF, else as it was said."""
+    return model_file(name) if peer in ("headrace", "llama-server", "llama-cpp-python") else name
 
 
 def _compare(options: argparse.Namespace) -> int:

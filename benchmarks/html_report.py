@@ -7,7 +7,7 @@ from html import escape
 
 from benchmarks.layout import Cell, Table, cells
 from benchmarks.records import Outcome
-from benchmarks.report import machine_table, method, remarks, served_tables, summaries, tables
+from benchmarks.report import machine_table, method, opening, remarks, served_tables, tables
 from benchmarks.roofline import served_shares
 from benchmarks.session import Measurement, Session
 from benchmarks.stats import Spread, summarize
@@ -43,7 +43,7 @@ def render_html(session: Session) -> str:
     """The whole page. All text from outside is escaped."""
     names = {each.label: f"{each.label}: {each.peer}" for each in session.served}
     found = cells(session)
-    parts = ["<h1>Benchmark report</h1>", *map(_table, summaries(session))]
+    parts = ["<h1>Benchmark report</h1>", *map(_table, opening(session))]
     parts.append(_charts((*_throughput(found, names), *_roofline(session, found, names))))
     for cell in found:
         parts.append(f"<h2>{escape(cell.title)}</h2>")

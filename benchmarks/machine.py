@@ -7,8 +7,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from benchmarks.weights import step_weights
+
+STEP_BYTES = "bytes of weights a step reads"
 
 
 def describe_machine(proc: Path = Path("/proc")) -> dict[str, str]:
@@ -33,13 +38,24 @@ def describe_machine(proc: Path = Path("/proc")) -> dict[str, str]:
 
 
 def describe_model(model: str) -> dict[str, str]:
-    """Name, size and SHA-256 of a model file; just the name when it is not a file."""
+    """Name, size and SHA-256 of a model file; just the name when it is not a file.
+
+    Of a GGUF file also the bytes that a step of decoding reads.
+    """
     path = Path(model)
     if not path.is_file():
         return {"model": model}
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"model": path.name, "bytes": f"{path.stat().st_size:,}", "sha256": digest}
+    facts = {"model": path.name, "bytes": f"{path.stat().st_size:,}", "sha256": digest}
+    with suppress(ValueError, OSError):  # a file in another format is a file, too
+        facts[STEP_BYTES] = f"{step_weights(path):,}"
+    return facts
+
+
+def gpu_names() -> tuple[str, ...]:
+    """The NVIDIA GPUs of this machine as nvidia-smi names them."""
+    return tuple(_output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]).splitlines())
 
 
 def program_version(argv: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+from benchmarks.bandwidth import find_bandwidth
 from benchmarks.cache import PeerCache
 from benchmarks.client import Client, Target
 from benchmarks.loops import ClosedLoad, Load, OpenLoad, measure
@@ -39,6 +40,9 @@ async def run_session(
 ) -> Session:
     """Measure every workload of `plan` on all `sides`. Raises `PeerError`."""
     machine = describe_machine()
+    # Before anything else runs here; of no use where no file of weights is known.
+    weights = [side for side in sides if side.model.endswith(".gguf")]
+    bandwidth = find_bandwidth() if weights else None
     served: list[Served] = []
     measurements: list[Measurement] = []
     for name in plan.workloads:
@@ -46,7 +50,11 @@ async def run_session(
         served.extend(bench.describe())
         measurements.extend(await bench.run())
     return Session(
-        machine=machine, plan=plan, served=tuple(served), measurements=tuple(measurements)
+        machine=machine,
+        plan=plan,
+        served=tuple(served),
+        measurements=tuple(measurements),
+        bandwidth=bandwidth,
     )
 
 

@@ -213,6 +213,20 @@ def find_peer(name: str) -> Peer:
     return cast(Peer, peer)
 
 
+def model_file(name: str) -> str:
+    """A path as it is; a catalogue id as the path of its file, fetched when missing.
+
+    Raises `PeerError`.
+    """
+    if Path(name).exists():
+        return name
+    try:
+        models = importlib.import_module("models")
+        return str(models.resolve(name, progress=True).path)
+    except Exception as error:
+        raise PeerError(f"no model file for {name!r}: {error}") from error
+
+
 def _lane_context(setting: Setting) -> int:
     """Tokens one request may use: the workload's need, rounded up to a power of two."""
     return max(512, 1 << (setting.workload.context_tokens - 1).bit_length())

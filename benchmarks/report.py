@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +16,7 @@ CLIENT_SHARE = 0.10
 
 def render_markdown(session: Session) -> str:
     """The whole report as Markdown."""
-    parts = ["# Benchmark report", *map(markdown_table, summaries(session))]
+    parts = ["# Benchmark report", *map(markdown_table, opening(session))]
     for cell in cells(session):
         parts.append(f"## {cell.title}")
         parts.extend(markdown_table(table) for table in tables(cell))
@@ -30,7 +29,7 @@ def render_markdown(session: Session) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summaries(session: Session) -> list[Table]:
+def opening(session: Session) -> list[Table]:
     """What a report begins with: the overview, then the share of the roofline if known."""
     roofline = roofline_table(session)
     return [overview(session), *([roofline] if roofline else [])]

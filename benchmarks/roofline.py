@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.layout import Cell, Table, cells, spread_text
+from benchmarks.machine import STEP_BYTES
 from benchmarks.session import Session
 from benchmarks.stats import Spread, summarize
 
@@ -37,8 +38,8 @@ def served_shares(session: Session, cell: Cell) -> dict[str, Spread]:
     """The share of the roof in a closed loop, by side label; only sides with a known file.
 
     Decode tokens per second × bytes per token / bandwidth. With a batch of B, the tokens
-    are B / TPOT a second and each stands for file / B bytes, so B drops out:
-    file / TPOT p50 / bandwidth. Keys and values are left out, and the file counts whole.
+    are B / TPOT a second and each stands for weights / B bytes, so B drops out:
+    weights / TPOT p50 / bandwidth. Keys and values are left out.
     """
     roof = session.bandwidth
     if cell.open or roof is None:
@@ -56,11 +57,11 @@ def served_shares(session: Session, cell: Cell) -> dict[str, Spread]:
 
 
 def weights_bytes(session: Session, workload: str) -> dict[str, int]:
-    """The size of the model's file by side label, where the side was given a file."""
+    """What a step reads by side label, where the side was given a GGUF file."""
     return {
         each.label: int(size.replace(",", ""))
         for each in session.served
-        if each.workload == workload and (size := each.model.get("bytes"))
+        if each.workload == workload and (size := each.model.get(STEP_BYTES))
     }
 
 
@@ -77,7 +78,7 @@ def roofline_table(session: Session) -> Table | None:
     roof = session.bandwidth
     return Table(
         caption=(
-            f"share of the roofline: file size / TPOT p50, "
+            f"share of the roofline: bytes of weights a step / TPOT p50, "
             f"over {roof.bytes_per_second / 1e9:,.1f} GB/s ({roof.source})"
         ),
         head=("work", *(f"{label}: {name}" for label, name in names.items())),
