@@ -90,14 +90,41 @@ def is_stamped(path: Path, entry: Entry, *, stamps: Path) -> bool:
     return _read(_stamp_path(path, stamps)) == Stamp.of(status, sha256=entry.sha256)
 
 
+def fingerprint(path: Path, *, stamps: Path, progress: bool = False) -> str:
+    """The SHA-256 of a file, from its stamp where one still counts; else hashed and stamped.
+
+    Raises OSError.
+    """
+    known = known_fingerprint(path, stamps=stamps)
+    if known is not None:
+        return known
+    before = path.stat()
+    found = sha256_of(path, progress=progress)
+    # A file that changed meanwhile has another status, and then the stamp never counts.
+    _remember(path, Stamp.of(before, sha256=found), stamps=stamps)
+    return found
+
+
+def known_fingerprint(path: Path, *, stamps: Path) -> str | None:
+    """The SHA-256 of a file if a stamp holds it; its content is not read. Raises OSError."""
+    known = _read(_stamp_path(path, stamps))
+    if known is None or Stamp.of(path.stat(), sha256=known.sha256) != known:
+        return None
+    return known.sha256
+
+
 def stamp(path: Path, status: os.stat_result, entry: Entry, *, stamps: Path) -> None:
     """Remember that the file with this status is the entry's.
 
     A directory that cannot be written, as in a read-only image, is no error: the next
     check hashes again.
     """
+    _remember(path, Stamp.of(status, sha256=entry.sha256), stamps=stamps)
+
+
+def _remember(path: Path, stamp: Stamp, *, stamps: Path) -> None:
     with contextlib.suppress(OSError):
-        _write(_stamp_path(path, stamps), Stamp.of(status, sha256=entry.sha256))
+        _write(_stamp_path(path, stamps), stamp)
 
 
 def _stamp_path(path: Path, stamps: Path) -> Path:

@@ -62,7 +62,7 @@ class Settings:
     )
     profile: Annotated[
         Literal["original", "near-lossless", "balanced", "fast"],
-        Option("model", "NAME", "weights: original, or a class of `headrace tune`"),
+        Option("model", "NAME", "weights, see `headrace tune`"),
     ] = "original"
     engine: Annotated[
         Literal["llamacpp", "scripted"], Option("model", "NAME", "llamacpp or scripted")

@@ -13,7 +13,7 @@ from inference.llamacpp.tuning.profile import Profile
 WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 56, 56
 LOW, HIGH = 0.001, 1.0  # mean KL at the ends of the axis; what lies beyond sits on its end
-LABEL_HEIGHT = 13
+LABEL_WIDTH, LABEL_HEIGHT = 80, 13
 
 STYLE = (
     "text{font:12px sans-serif;fill:#222}.title{font-size:14px;font-weight:bold}"
@@ -73,10 +73,14 @@ def _points(profile: Profile, top: float) -> Iterator[str]:
         style = "point chosen" if index in chosen else "point"
         yield f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
         label = y + 4
-        while any(abs(x - a) < 80 and abs(label - b) < LABEL_HEIGHT for a, b in taken):
+        while any(abs(x - a) < LABEL_WIDTH and abs(label - b) < LABEL_HEIGHT for a, b in taken):
             label += LABEL_HEIGHT
         taken.append((x, label))
-        yield _text(x + 9, label, _name(profile, candidate), "start")
+        name = _name(profile, candidate)
+        if x < WIDTH - LABEL_WIDTH:
+            yield _text(x + 9, label, name, "start")
+        else:  # near the right end there is room on the left only
+            yield _text(x - 9, label, name, "end")
 
 
 def _name(profile: Profile, candidate: Candidate) -> str:

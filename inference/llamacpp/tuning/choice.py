@@ -21,7 +21,7 @@ from inference.llamacpp.tuning.formats import ORIGINAL
 BOUNDS: Mapping[str, float] = {"near-lossless": 0.01, "balanced": 0.1, "fast": 0.5}
 """Classes by their bound on the mean KL divergence (nats a token), strictest first."""
 
-FLOOR = 0.95
+FLOOR = 0.9
 TIE = 0.03
 """Gains of threads or batch sizes below this are noise: the first tried stays."""
 
@@ -35,6 +35,13 @@ class Speed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prefill: float
     single: float
     streams: float
+
+
+class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One measurement; `quiet` when nothing else took processor time meanwhile."""
+
+    speed: Speed
+    quiet: bool
 
 
 class Quality(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,6 +99,19 @@ def middle(speeds: Iterable[Speed]) -> Speed:
     )
 
 
+def typical(timings: Sequence[Timing], original: Sequence[Timing]) -> tuple[Speed, Speed]:
+    """Median speed and median ratio over the rounds; both lists hold one entry a round.
+
+    Rounds in which something else took processor time count only where there are no
+    others: even one such measurement can be ten times too slow.
+    """
+    pairs = list(zip(timings, original, strict=True))
+    quiet = [(mine, its) for mine, its in pairs if mine.quiet and its.quiet]
+    counted = quiet or pairs
+    ratios = middle(ratio(mine.speed, its.speed) for mine, its in counted)
+    return middle(mine.speed for mine, _ in counted), ratios
+
+
 def choose(candidates: Sequence[Candidate], bound: float) -> Candidate:
     """The fastest candidate whose mean KL is at most `bound`; of equals the most faithful.
 
@@ -115,6 +135,7 @@ def settle(trials: Sequence[Candidate]) -> Candidate:
 def _steady(candidate: Candidate) -> bool:
     """Whether no figure falls far behind the original's."""
     figures = candidate.ratio
-    return candidate.trial.format == ORIGINAL or FLOOR <= min(
-        figures.prefill, figures.single, figures.streams
+    return (
+        candidate.trial.format == ORIGINAL
+        or min(figures.prefill, figures.single, figures.streams) >= FLOOR
     )

@@ -57,7 +57,7 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rounds: int
     key: Key
     choices: dict[str, int]
-    weights: list[Weights]
+    weights: list[Weights] = []
     candidates: list[Candidate]
 
     def chosen(self, name: str) -> Candidate:

@@ -17,6 +17,7 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 def dumps(table: Mapping[str, Any]) -> str:
     """The document for nested tables of strings, numbers, booleans and lists of tables.
 
+    An empty list leaves no trace: TOML has no other sign for tables that are not there.
     Raises `TypeError` for anything else.
     """
     return "\n".join(_table(table, ())).strip("\n") + "\n"

@@ -13,7 +13,10 @@ KEY = Key(model_sha256=SHA256, machine='a "machine"\\ with 2 cores', llama_cpp_p
 
 
 def candidate(
-    format: str = ORIGINAL, *, divergence: float = 0.0, ratio: tuple[float, float, float] = (1, 1, 1)
+    format: str = ORIGINAL,
+    *,
+    divergence: float = 0.0,
+    ratio: tuple[float, float, float] = (1, 1, 1),
 ) -> Candidate:
     """A candidate of these ratios to an original of 100 tokens a second everywhere."""
     prefill, single, streams = map(float, ratio)
@@ -39,7 +42,9 @@ def profile(*candidates: Candidate, key: Key = KEY, sha256: str = SHA256, size: 
         key=key,
         choices={name: rows.index(chosen) for name, chosen in choose_classes(rows).items()},
         weights=[
-            Weights(format=c.trial.format, name=f"x-{c.trial.format}.gguf", size=size, sha256=sha256)
+            Weights(
+                format=c.trial.format, name=f"x-{c.trial.format}.gguf", size=size, sha256=sha256
+            )
             for c in candidates
         ],
         candidates=rows,

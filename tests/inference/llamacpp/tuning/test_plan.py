@@ -62,13 +62,13 @@ def test_nothing_to_compare_is_refused() -> None:
 
 def test_the_header_is_read(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    path.write_bytes(gguf_bytes(CHAT_MODEL | {"llama.vocab_size": 300}))
+    path.write_bytes(gguf_bytes({**CHAT_MODEL, "llama.vocab_size": 300}))
     original = Original.read("m", path)
     assert (original.quantization, original.vocabulary) == ("Q8_0", 300)
     assert original.size == path.stat().st_size
 
 
-@pytest.mark.parametrize("content", [b"no model", gguf_bytes(CHAT_MODEL | {"split.count": 3})])
+@pytest.mark.parametrize("content", [b"no model", gguf_bytes({**CHAT_MODEL, "split.count": 3})])
 def test_what_is_no_whole_model_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content)

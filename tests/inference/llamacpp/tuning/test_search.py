@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from inference.llamacpp.tuning.choice import Quality, Speed
+from inference.llamacpp.tuning.choice import Quality, Speed, Timing
 from inference.llamacpp.tuning.errors import JobFailed, TuningError
 from inference.llamacpp.tuning.formats import ORIGINAL
 from inference.llamacpp.tuning.jobs import (
@@ -35,6 +36,7 @@ class FakeLlama:
     def __init__(self) -> None:
         self.jobs: list[AnyJob] = []
         self.fails: Callable[[AnyJob], bool] = lambda _: False
+        self.disturbs: Callable[[MeasureSpeed], bool] = lambda _: False
         self.heat = 1.0
 
     def __call__(self, job: AnyJob, answer: type[R]) -> R:
@@ -47,7 +49,7 @@ class FakeLlama:
             raise JobFailed("llama.cpp ended the process (SIGABRT)")
         return cast(R, self._answer(job))
 
-    def _answer(self, job: AnyJob) -> Speed | Quality | Done:
+    def _answer(self, job: AnyJob) -> Timing | Quality | Done:
         match job:
             case Requantize():
                 return Done()
@@ -60,7 +62,11 @@ class FakeLlama:
                 _, times = FORMATS[format_of(job.path)]
                 rate = 100 * times * self.heat * {1: 0.5, 2: 1.0, 4: 1.2}[job.threads]
                 prefill = rate * (1.5 if job.batch_tokens == 1024 else 1.0)
-                return Speed(prefill=prefill, single=rate, streams=rate)
+                disturbed = self.disturbs(job)
+                if disturbed:
+                    prefill, rate = prefill / 10, rate / 30
+                speed = Speed(prefill=prefill, single=rate, streams=rate)
+                return Timing(speed=speed, quiet=not disturbed)
 
 
 def format_of(path: str) -> str:
@@ -82,23 +88,13 @@ def search(tmp_path: Path, llama: FakeLlama) -> Search:
     )
     return Search(
         original=Original(id="tiny", path=path, quantization="Q4_1", size=12, vocabulary=9),
-        key=Key(
-            model_sha256=places.fingerprint(path), machine="fake", llama_cpp_python="0.0.1"
-        ),
-        options=Options(
-            formats=("BF16", "Q8_0", "Q4_0"), rounds=4, threads=(2,), batches=(512,)
-        ),
+        key=Key(model_sha256=places.fingerprint(path), machine="fake", llama_cpp_python="0.0.1"),
+        options=Options(formats=("BF16", "Q8_0", "Q4_0"), rounds=4, threads=(2,), batches=(512,)),
         places=places,
         run=llama,
         say=lambda _: None,
         memory_bytes=None,
     )
-
-
-def varied(search: Search, **options: tuple[int, ...]) -> Search:
-    from dataclasses import replace
-
-    return replace(search, options=replace(search.options, **options))
 
 
 def test_each_class_gets_its_fastest(search: Search) -> None:
@@ -112,6 +108,24 @@ def test_drift_cancels(search: Search) -> None:
     ratios = {c.trial.format: c.score for c in search.tune().candidates}
     for format, (_, times) in FORMATS.items():
         assert ratios[format] == pytest.approx(times, rel=0.005)
+
+
+@pytest.mark.parametrize("victim", [ORIGINAL, "Q8_0"])
+def test_disturbed_rounds_do_not_count(search: Search, llama: FakeLlama, victim: str) -> None:
+    turns = iter([True, False, True, True])
+    llama.disturbs = lambda job: format_of(job.path) == victim and next(turns)
+    ratios = {c.trial.format: c.score for c in search.tune().candidates}
+    for format, (_, times) in FORMATS.items():
+        assert ratios[format] == pytest.approx(times, rel=0.05)  # one round: drift remains
+
+
+def test_where_all_rounds_are_disturbed_it_says_so(search: Search, llama: FakeLlama) -> None:
+    said: list[str] = []
+    llama.disturbs = lambda job: format_of(job.path) == "Q8_0"
+    replace(search, say=said.append).tune()
+    assert [line for line in said if "disturbed" in line] == [
+        "Q8_0: every round was disturbed by other work"
+    ]
 
 
 def test_only_chosen_weights_stay_and_they_are_verified(search: Search) -> None:
@@ -133,7 +147,8 @@ def test_rounds_alternate_with_the_original_in_both_orders(
 
 
 def test_threads_and_batches_are_varied_for_the_chosen(search: Search, llama: FakeLlama) -> None:
-    profile = varied(search, threads=(2, 1, 4), batches=(512, 1024)).tune()
+    options = replace(search.options, threads=(2, 1, 4), batches=(512, 1024))
+    profile = replace(search, options=options).tune()
     for name in profile.choices:
         assert (profile.chosen(name).trial.threads, profile.chosen(name).trial.batch_tokens) == (
             4,
@@ -161,9 +176,7 @@ def test_a_format_that_fails_is_left_out(
     assert "Q8_0" not in {c.trial.format for c in profile.candidates}
 
 
-def test_without_the_original_there_is_nothing_to_compare(
-    search: Search, llama: FakeLlama
-) -> None:
+def test_without_the_original_there_is_nothing_to_compare(search: Search, llama: FakeLlama) -> None:
     llama.fails = lambda job: isinstance(job, RecordReference)
     with pytest.raises(TuningError, match="SIGABRT"):
         search.tune()
@@ -185,9 +198,7 @@ def test_ctrl_c_at_any_job_leaves_nothing(search: Search, llama: FakeLlama, at: 
     assert [path.name for path in search.places.weights.iterdir()] == ["locks"]
 
 
-def test_an_interrupted_tuning_keeps_the_earlier_profile(
-    search: Search, llama: FakeLlama
-) -> None:
+def test_an_interrupted_tuning_keeps_the_earlier_profile(search: Search, llama: FakeLlama) -> None:
     earlier = search.tune()
 
     def interrupt(job: AnyJob) -> bool:
@@ -212,11 +223,7 @@ def test_nothing_faster_means_the_original(search: Search, monkeypatch: pytest.M
     assert profile.best_offer() is None
 
 
-def test_too_little_space_is_said_before_anything_is_made(
-    search: Search, llama: FakeLlama
-) -> None:
-    from dataclasses import replace
-
+def test_too_little_space_is_said_before_anything_is_made(search: Search, llama: FakeLlama) -> None:
     huge = replace(search, original=replace(search.original, size=1 << 60))
     with pytest.raises(TuningError, match="are free"):
         huge.tune()
