@@ -145,6 +145,8 @@ class Scheduler:
                 break
             # Prompts that block each other with full lanes: the newest gives way.
             self.preempt()
+        # llama.cpp only decodes lanes together that come in the order of their ids.
+        entries.sort(key=lambda entry: entry.lane)
         ops, self._ops = tuple(self._ops), []
         still = ((id, shared) for id, shared in started.items() if self._sequences[id].announced)
         return StepPlan(ops=ops, entries=tuple(entries), started=tuple(still))

@@ -434,6 +434,7 @@ class AnySplitHistory(AnyHistory):
     def check(self, plan: StepPlan) -> None:
         lanes = {s.lane for s in self.scheduler._sequences.values() if s.lane is not None}
         assert lanes == set(range(self.scheduler.count(Phase.RUNNING)))
+        assert [e.lane for e in plan.entries] == sorted(e.lane for e in plan.entries)
 
 
 TestAnyHistory = AnyHistory.TestCase
