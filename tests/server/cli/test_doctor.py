@@ -156,7 +156,8 @@ def test_json_holds_all_of_it(tmp_path: Path) -> None:
     assert found["machine"]["gpus"][0]["name"] == "NVIDIA H200"
     assert found["build"]["version"] == "0.3.36"
     assert found["cache"]["path"] == str(tmp_path / "cache" / "models")
-    assert found["problems"][0]["mend"].startswith("CMAKE_ARGS=")
+    # Which command mends it depends on how this environment was made.
+    assert "CMAKE_ARGS=" in found["problems"][0]["mend"]
 
 
 def test_the_command_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
