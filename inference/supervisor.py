@@ -165,6 +165,7 @@ class Supervisor:
         try:
             await self._keep_running()
         except Exception:
+            # A supervisor that ended in silence would leave the engine "ready" for ever.
             _log.exception("the engine's supervisor failed")
             if self._life.state is not EngineState.CLOSED:
                 self._fail("The engine's supervisor failed.")

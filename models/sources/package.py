@@ -88,6 +88,7 @@ def _unpack(
             f"{entry.id}: source.member: {source.package} {source.version} "
             f"has no file {source.member}"
         ) from error
+    # zipfile raises NotImplementedError for a compression it does not know.
     except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise FetchFailed(f"{entry.id}: {wheel.name} cannot be unpacked: {error}") from error
 

@@ -43,7 +43,7 @@ def as_json(diagnosis: Diagnosis) -> str:
     def text_of(value: Any) -> str:
         if isinstance(value, Path):
             return str(value)
-        raise NotImplementedError(type(value).__name__)
+        raise NotImplementedError(type(value).__name__)  # what msgspec asks of its hooks
 
     return msgspec.json.encode(diagnosis, enc_hook=text_of).decode()
 

@@ -131,7 +131,7 @@ def test_a_server_that_never_answers_meets_the_deadline() -> None:
         while not writer.transport.is_closing():
             await asyncio.sleep(0)
             writer.write(chunk(b": still here\n"))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # the server's pace, not a wait: heartbeats, not a flood
 
     record, text = ask(answer, request_timeout_seconds=0.05)
     assert record.outcome is Outcome.FAILED

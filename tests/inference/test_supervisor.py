@@ -198,7 +198,7 @@ def test_close_before_and_while_loading(run_async: RunAsync) -> None:
     async def scenario(supervisor: Supervisor, diary: Diary) -> None:
         starting = asyncio.ensure_future(supervisor.start())
         while supervisor.health().load_progress == 0.0:
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # progress is a figure to read; it has no event
         await asyncio.gather(supervisor.close(), supervisor.close())
         with pytest.raises(EngineUnavailable):
             await starting
