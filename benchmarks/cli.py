@@ -1,26 +1,25 @@
-"""The command line: `python -m benchmarks compare | report | list`."""
+"""The command line: `python -m benchmarks compare | table | engine | agree | report | list`."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
-import shlex
-import signal
 import sys
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import uvloop
 
+from benchmarks import agree, engine, table
 from benchmarks import session as sessions
 from benchmarks.cache import PeerCache, llama_cpp_python_version
 from benchmarks.html_report import render_html
+from benchmarks.modelfiles import model_for
+from benchmarks.options import api_key, cores, numbers, positive, words
 from benchmarks.pairs import run_session
-from benchmarks.peers import PEERS, PeerError, model_file
+from benchmarks.peers import PEERS, PeerError
 from benchmarks.report import render_markdown
+from benchmarks.running import complete
 from benchmarks.session import Plan, Session, Side
 from benchmarks.workloads import WORKLOADS
 
@@ -45,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="measure one server, or two alternately")
     _add_compare(compare)
     compare.set_defaults(run=_compare)
+
+    table.add_command(commands)
+    engine.add_command(commands)
+    agree.add_command(commands)
+
     report = commands.add_parser("report", help="write the reports of a saved session again")
     report.add_argument("directory", type=Path, help="where results.json lies")
     report.set_defaults(run=_report)
@@ -74,7 +78,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     for label in LABELS:
         servers.add_argument(f"--{label}", metavar="PEER", help=f"{label.upper()}'s server")
         servers.add_argument(
-            f"--{label}-flags", type=_words, default=(), metavar="'...'", help="added, and win"
+            f"--{label}-flags", type=words, default=(), metavar="'...'", help="added, and win"
         )
         servers.add_argument(f"--{label}-model", metavar="PATH", help="instead of --model")
         servers.add_argument(f"--{label}-program", metavar="PATH", help="its executable")
@@ -82,33 +86,12 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
             f"--{label}-key-env", metavar="NAME", help="variable with the API key of a URL"
         )
     servers.add_argument("--model", default="default", metavar="PATH|ID", help="file for both")
-    servers.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="(all cores)"
-    )
+    servers.add_argument("--threads", type=int, default=cores(), metavar="N", help="(all cores)")
     servers.add_argument("--keep", action="store_true", help="keep both up between measurements")
     servers.add_argument("--start-timeout", type=float, default=300.0, metavar="S")
     parser.add_argument(
         "--out", dest="directory", type=Path, default=Path("bench-results"), metavar="DIR"
     )
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """An option of whole numbers above 0 with commas. Raises `ArgumentTypeError`."""
-    return tuple(positive(part) for part in text.split(","))
-
-
-def positive(text: str) -> int:
-    """An option of a whole number above 0. Raises `ArgumentTypeError`."""
-    if not (text.isascii() and text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, not {text!r}")
-    return int(text)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    try:
-        return tuple(shlex.split(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
 def _workloads(text: str) -> tuple[str, ...]:
@@ -127,28 +110,15 @@ def _sides(options: argparse.Namespace) -> list[Side]:
             Side(
                 label=label.upper(),
                 peer=peer,
-                model=_model(getattr(options, f"{label}_model") or options.model, peer),
+                model=model_for(peer, getattr(options, f"{label}_model") or options.model),
                 flags=getattr(options, f"{label}_flags"),
                 program=getattr(options, f"{label}_program"),
-                api_key=_api_key(getattr(options, f"{label}_key_env")),
+                api_key=api_key(getattr(options, f"{label}_key_env")),
             )
         )
     if not sides:
         raise PeerError("name at least one server: --a PEER")
     return sides
-
-
-def _api_key(variable: str | None) -> str:
-    if variable is None:
-        return ""
-    if not (key := os.environ.get(variable)):
-        raise PeerError(f"the variable {variable} holds no key")
-    return key
-
-
-def _model(name: str, peer: str) -> str:
-    """What `peer` is asked to serve: a file for those that read GGUF, else as it was said."""
-    return model_file(name) if peer in ("headrace", "llama-server", "llama-cpp-python") else name
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -169,21 +139,8 @@ def _compare(options: argparse.Namespace) -> int:
     cache = PeerCache.of_version(llama_cpp_python_version())
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
         measuring = run_session(plan, sides, scratch=Path(scratch), cache=cache, tell=_tell)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            try:
-                session = runner.run(_until_signalled(measuring))
-            except asyncio.CancelledError:
-                print("benchmarks: stopped, nothing written", file=sys.stderr)
-                return 1
+        session = complete(measuring)
     return _write(session, options)
-
-
-async def _until_signalled(measuring: Coroutine[None, None, Session]) -> Session:
-    """Await the session; SIGTERM and SIGHUP end it, as Ctrl-C does, with its servers stopped."""
-    task = asyncio.create_task(measuring)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    return await task
 
 
 def _report(options: argparse.Namespace) -> int:

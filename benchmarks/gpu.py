@@ -8,7 +8,6 @@ memory's bandwidth. Without a GPU it says so and does the same with a tiny shape
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,9 @@ from benchmarks.cache import PeerCache, llama_cpp_python_version
 from benchmarks.gpu_report import FormatResult, Results, render
 from benchmarks.machine import describe_machine, gpu_names
 from benchmarks.make_model import MakeError, make_models
-from benchmarks.peers import PeerError, model_file
+from benchmarks.modelfiles import model_file
+from benchmarks.options import cores, numbers, positive
+from benchmarks.peers import PeerError
 from benchmarks.raw import Programs
 from benchmarks.roofline import Footprint
 from benchmarks.session import Bandwidth
@@ -53,12 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--formats", type=_formats, default=tuple(BITS_PER_WEIGHT), metavar="F,F", help="(both)"
     )
-    parser.add_argument("--concurrency", type=cli.numbers, default=LEVELS, metavar="N,N")
+    parser.add_argument("--concurrency", type=numbers, default=LEVELS, metavar="N,N")
     parser.add_argument("--workload", default=",".join(WORKLOADS), help="names with commas")
-    parser.add_argument("--rounds", type=cli.positive, default=3, metavar="N", help="(3)")
-    parser.add_argument(
-        "--threads", type=cli.positive, default=len(os.sched_getaffinity(0)), metavar="N"
-    )
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="(3)")
+    parser.add_argument("--threads", type=positive, default=cores(), metavar="N")
     parser.add_argument("--models", type=Path, metavar="DIR", help="made once, kept (the cache)")
     parser.add_argument("--vocabulary", default="default", metavar="PATH|ID", help="taken from it")
     parser.add_argument("--no-build", action="store_true", help="do without a missing peer")

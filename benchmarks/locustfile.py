@@ -1,8 +1,9 @@
 """The same workloads for people who know locust; `docs/benchmarks.md` says how to run it.
 
-TTFT, inter-token latency and end to end are three separate entries in locust's tables.
-Locust keeps one request in flight for each user, so this is a closed loop. It needs only
-locust and this repository on `PYTHONPATH`, not the server's environment.
+TTFT, inter-token latency and end to end are three separate entries in locust's tables;
+tokens per second are printed when a test ends. Locust keeps one request in flight for
+each user, so this is a closed loop. It needs only locust and this repository on
+`PYTHONPATH`, not the server's environment.
 """
 
 # Locust lives in an environment of its own, so the type checker cannot see it.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -22,7 +24,6 @@ from locust.exception import StopUser
 from benchmarks.workloads import WORKLOADS, Conversation
 
 KIND = "stream"
-_numbers = count()
 
 
 @events.init_command_line_parser.add_listener
@@ -36,6 +37,77 @@ def add_options(parser: Any) -> None:
         "--stages", default="20:1,20:4,20:16", help="seconds:users, comma-separated, in order"
     )
     group.add_argument("--key-env", default="", help="environment variable that holds the API key")
+    group.add_argument(
+        "--conversations", type=int, default=0, help="so many in all, then stop; 0: endless"
+    )
+    group.add_argument("--round", type=int, default=0, help="of the texts, with --conversations")
+
+
+class Work:
+    """The conversations to hold, and what came of them.
+
+    Mutable: who is next, how many are over, tokens and times. Users are greenlets of one
+    thread, so each conversation is given once.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self._waiting = _endless(options) if options.conversations == 0 else _counted(options)
+        self._left = options.conversations or None
+        self.tokens = 0
+        self._began: float | None = None
+        self._ended = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether all of a limited number of conversations are over."""
+        return self._left == 0
+
+    def take(self) -> Conversation | None:
+        """The next conversation; None when there is none left."""
+        if self._began is None:
+            self._began = time.perf_counter()
+        return next(self._waiting, None)
+
+    def finish(self) -> None:
+        """A conversation is over, well or not."""
+        self._ended = time.perf_counter()
+        if self._left is not None:
+            self._left -= 1
+
+    def sentence(self) -> str:
+        """Tokens per second: locust's tables have no place for it."""
+        seconds = self._ended - (self._began or 0.0)
+        rate = self.tokens / seconds if self._ended else 0.0
+        return f"tokens: {self.tokens} in {max(seconds, 0.0):.3f} s, {rate:.2f} a second"
+
+
+def _counted(options: Any) -> Iterator[Conversation]:
+    workload, number = WORKLOADS[options.workload], options.conversations
+    return iter(workload.conversations(number, seed=options.seed, round_=options.round))
+
+
+def _endless(options: Any) -> Iterator[Conversation]:
+    workload = WORKLOADS[options.workload]
+    return (workload.conversations(1, seed=options.seed, round_=n)[0] for n in count())
+
+
+@events.init.add_listener
+def prepare(environment: Any, **_: Any) -> None:
+    """The shape is asked before the first test begins."""
+    environment.work = None
+
+
+@events.test_start.add_listener
+def begin(environment: Any, **_: Any) -> None:
+    """Each test has work of its own: on locust's page the options may have changed."""
+    environment.work = Work(environment.parsed_options)
+
+
+@events.test_stop.add_listener
+def end(environment: Any, **_: Any) -> None:
+    """Say what locust does not count."""
+    print(environment.work.sentence(), flush=True)
+    environment.work = None
 
 
 class Stages(LoadTestShape):
@@ -44,6 +116,9 @@ class Stages(LoadTestShape):
     def tick(self) -> tuple[int, float] | None:
         """Users now, and how many to start per second; None ends the test."""
         remaining = self.get_run_time()
+        work = self.runner.environment.work
+        if work is not None and work.over:
+            return None
         for stage in self.runner.environment.parsed_options.stages.split(","):
             seconds, users = stage.split(":")
             if remaining < float(seconds):
@@ -62,8 +137,15 @@ class Reader(FastHttpUser):
     @task
     def converse(self) -> None:
         """One conversation of the chosen workload."""
-        options = self.environment.parsed_options
-        conversation = self._next_conversation(options.workload, options.seed)
+        work = self.environment.work
+        if (conversation := work.take()) is None:
+            raise StopUser
+        try:
+            self._hold(conversation)
+        finally:
+            work.finish()
+
+    def _hold(self, conversation: Conversation) -> None:
         messages: list[dict[str, str]] = []
         if conversation.system is not None:
             messages.append({"role": "system", "content": conversation.system})
@@ -71,10 +153,6 @@ class Reader(FastHttpUser):
             messages.append({"role": "user", "content": turn})
             text = self._ask(messages, conversation.max_tokens)
             messages.append({"role": "assistant", "content": text})
-
-    def _next_conversation(self, name: str, seed: int) -> Conversation:
-        # Users are greenlets of one thread: the counter gives each conversation once.
-        return WORKLOADS[name].conversations(1, seed=seed, round_=next(_numbers))[0]
 
     def _ask(self, messages: list[dict[str, str]], max_tokens: int) -> str:
         options = self.environment.parsed_options
@@ -128,6 +206,8 @@ class Reader(FastHttpUser):
             chunk = json.loads(data)
             if "error" in chunk:
                 return "".join(pieces), "stream reported an error"
+            if usage := chunk.get("usage"):
+                self.environment.work.tokens += usage["completion_tokens"]
             for choice in chunk["choices"]:
                 if piece := choice["delta"].get("content"):
                     self._fire("ITL" if pieces else "TTFT", now - last)

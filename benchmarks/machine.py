@@ -43,6 +43,8 @@ def describe_model(model: str) -> dict[str, str]:
     Of a GGUF file also the bytes that a step of decoding reads.
     """
     path = Path(model)
+    if path.is_dir():
+        return {"model": path.name}
     if not path.is_file():
         return {"model": model}
     with path.open("rb") as file:
@@ -60,7 +62,9 @@ def gpu_names() -> tuple[str, ...]:
 
 def program_version(argv: Sequence[str]) -> str:
     """What a peer says about itself, on one line; empty when it says nothing."""
-    return "; ".join(_output(argv, with_errors=True).splitlines()[:2])
+    # Some say it on standard error; on others that is where warnings go.
+    text = _output(argv) or _output(argv, with_errors=True)
+    return "; ".join(text.splitlines()[:2])
 
 
 def _commit(directory: Path) -> str:

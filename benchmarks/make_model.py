@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGUFWriter, LlamaFileType
 
-from benchmarks.peers import PeerError, model_file
+from benchmarks.modelfiles import model_file
+from benchmarks.peers import PeerError
 from benchmarks.shapes import BITS_PER_WEIGHT, F16_BYTES, SHAPES, Shape, Tensor
 from benchmarks.vocabulary import Vocabulary, read_vocabulary
 from benchmarks.weights import OUTPUT

@@ -19,7 +19,7 @@ from benchmarks.cache import PeerCache
 from benchmarks.client import Client, Target
 from benchmarks.loops import ClosedLoad, Load, OpenLoad, measure
 from benchmarks.machine import describe_machine, describe_model, program_version
-from benchmarks.peers import PeerError, Setting, find_peer
+from benchmarks.peers import Launch, PeerError, Setting, find_peer
 from benchmarks.records import Outcome
 from benchmarks.servers import Server, free_port, running
 from benchmarks.session import Measurement, Plan, Served, Session, Side
@@ -27,6 +27,7 @@ from benchmarks.stats import summarize
 from benchmarks.workloads import WORKLOADS, ClosedLoop, OpenLoop, Workload, poisson_arrivals
 
 WARM_UP_CONVERSATIONS = 2
+BRIEF_MINIMUM = 2
 # Rounds count from 0; these draw texts that no round draws.
 WARM_UP_ROUND = -1
 CAPACITY_ROUND = -2
@@ -36,13 +37,22 @@ Tell = Callable[[str], None]
 
 
 async def run_session(
-    plan: Plan, sides: Sequence[Side], *, scratch: Path, cache: PeerCache, tell: Tell
+    plan: Plan,
+    sides: Sequence[Side],
+    *,
+    scratch: Path,
+    cache: PeerCache,
+    tell: Tell,
+    roofline: bool = True,
 ) -> Session:
-    """Measure every workload of `plan` on all `sides`. Raises `PeerError`."""
+    """Measure every workload of `plan` on all `sides`; for the `roofline` the memory, too.
+
+    Raises `PeerError`.
+    """
     machine = describe_machine()
     # Before anything else runs here; of no use where no file of weights is known.
     weights = [side for side in sides if side.model.endswith(".gguf")]
-    bandwidth = find_bandwidth() if weights else None
+    bandwidth = find_bandwidth() if weights and roofline else None
     served: list[Served] = []
     measurements: list[Measurement] = []
     for name in plan.workloads:
@@ -109,7 +119,7 @@ class _Bench:
                     label=side.label,
                     peer=side.peer,
                     workload=self._workload.name,
-                    command=tuple(map(_without_directory, launch.argv)) or (launch.base_url,),
+                    command=_command(launch),
                     version=program_version(launch.version_argv),
                     model=describe_model(side.model) if launch.argv else {},
                     note=launch.note,
@@ -177,7 +187,9 @@ class _Bench:
             return 0.0
         side = self._sides[-1]
         conversations = self._workload.conversations(
-            2 * self._lanes, seed=self._plan.seed, round_=CAPACITY_ROUND
+            (1 if self._plan.brief else 2) * self._lanes,
+            seed=self._plan.seed,
+            round_=CAPACITY_ROUND,
         )
         async with self._server(side) as (_, client):
             run = await measure(client, conversations, ClosedLoad(concurrency=self._lanes))
@@ -197,12 +209,15 @@ class _Bench:
         seed = f"{self._workload.name}/{self._plan.seed}/{round_}/arrivals"
         return [OpenLoad(rate=rate, arrivals=poisson_arrivals(rate, duration, seed=seed))]
 
+    def _number(self, pacing: ClosedLoop, level: int) -> int:
+        return max(BRIEF_MINIMUM, level) if self._plan.brief else pacing.conversations_at(level)
+
     async def _measure(self, side: Side, load: Load, round_: int) -> Measurement:
         if isinstance(load, OpenLoad):
             number, level = len(load.arrivals), load.rate
         else:
             assert isinstance(self._workload.pacing, ClosedLoop)
-            number = self._workload.pacing.conversations_at(load.concurrency)
+            number = self._number(self._workload.pacing, load.concurrency)
             level = float(load.concurrency)
         conversations = self._workload.conversations(
             number, seed=self._plan.seed, round_=round_ * 1000 + int(level)
@@ -241,6 +256,14 @@ class _Bench:
             + (f", {figures.refused} refused" if figures.refused else "")
             + (f", {figures.failed} FAILED" if figures.failed else "")
         )
+
+
+def _command(launch: Launch) -> tuple[str, ...]:
+    """How the server is started, as one would type it; its URL when it runs already."""
+    if not launch.argv:
+        return (launch.base_url,)
+    variables = (f"{name}={_without_directory(value)}" for name, value in launch.env.items())
+    return (*variables, *map(_without_directory, launch.argv))
 
 
 def _without_directory(argument: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -18,10 +19,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, cast
 
-from benchmarks.cache import PeerCache
+from benchmarks.cache import PeerCache, VllmCache
 from benchmarks.workloads import Workload
 
 BUILD_REMEDY = "build it with: python -m benchmarks.build_peer"
+VLLM_REMEDY = "make it with: python -m benchmarks.build_vllm_peer"
+# Keys and values of a token in a model of eight billion weights with grouped queries.
+VLLM_TOKEN_BYTES = 128 * 1024
 
 
 class PeerError(Exception):
@@ -95,6 +99,8 @@ def headrace(setting: Setting) -> Launch:
             *("--cache-tokens", str(_lane_context(setting) * setting.lanes)),
             *("--log-level", "warning", *setting.flags),
         ),
+        # What it stores of answers is no part of the user's own state.
+        env={"HEADRACE_DATA_DIR": str(setting.scratch / f"headrace-{setting.port}")},
         ready_path="/health/ready",
     )
 
@@ -159,10 +165,15 @@ def llama_cpp_python(setting: Setting) -> Launch:
 
 
 def vllm(setting: Setting) -> Launch:
-    """vLLM's own server. `model` is a directory of safetensors or a hub id."""
-    program = _program(
-        setting, "HEADRACE_BENCH_VLLM", shutil.which("vllm"), "install vLLM in its own environment"
-    )
+    """vLLM's own server. `model` is a directory of safetensors, a hub id, or a GGUF file
+    that `build_vllm_peer` has brought into that format.
+
+    On a processor it would keep one core free for itself, so cores are given by name; the
+    cache has room for every lane, and a gibibyte for the prefixes that it keeps in there.
+    """
+    program = _program(setting, "HEADRACE_BENCH_VLLM", _vllm_program(), VLLM_REMEDY)
+    cores = sorted(os.sched_getaffinity(0))[: setting.threads]
+    tokens = _lane_context(setting) * setting.lanes
     return Launch(
         base_url=setting.base_url,
         argv=(
@@ -172,11 +183,21 @@ def vllm(setting: Setting) -> Launch:
             *("--max-num-seqs", str(setting.lanes)),
             *setting.flags,
         ),
-        env={"OMP_NUM_THREADS": str(setting.threads), "VLLM_NO_USAGE_STATS": "1"},
+        env={
+            "OMP_NUM_THREADS": str(setting.threads),
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+            "VLLM_CPU_KVCACHE_SPACE": str(1 + math.ceil(tokens * VLLM_TOKEN_BYTES / 2**30)),
+            "VLLM_NO_USAGE_STATS": "1",
+        },
         ready_path="/health",
         version_argv=(program, "--version"),
         note="serves its own weights format, not the GGUF file",
     )
+
+
+def _vllm_program() -> Path | str | None:
+    built = VllmCache.usual().venv / "bin" / "vllm"
+    return built if built.exists() else shutil.which("vllm")
 
 
 def url(setting: Setting) -> Launch:
@@ -211,20 +232,6 @@ def find_peer(name: str) -> Peer:
     except (ImportError, AttributeError) as error:
         raise PeerError(f"cannot load the peer {name!r}: {error}") from error
     return cast(Peer, peer)
-
-
-def model_file(name: str) -> str:
-    """A path as it is; a catalogue id as the path of its file, fetched when missing.
-
-    Raises `PeerError`.
-    """
-    if Path(name).exists():
-        return name
-    try:
-        models = importlib.import_module("models")
-        return str(models.resolve(name, progress=True).path)
-    except Exception as error:
-        raise PeerError(f"no model file for {name!r}: {error}") from error
 
 
 def _lane_context(setting: Setting) -> int:

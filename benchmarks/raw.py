@@ -19,6 +19,7 @@ from benchmarks.peers import PeerError
 PROMPT_TOKENS = 128
 GENERATED_TOKENS = 64
 PREFILL_TOKENS = 512
+REPETITIONS = 5
 ALL_LAYERS = 999
 LIMIT_SECONDS = 3600.0
 LOG_TAIL_LINES = 5
@@ -67,17 +68,24 @@ class Programs:
     directory: Path
 
     @classmethod
-    def find(cls, cache: PeerCache) -> Programs | None:
-        """Beside the llama-server that comparisons use; None when one of them is missing."""
-        server = os.environ.get(SERVER_VARIABLE) or str(cache.program("llama-server"))
-        if (found := shutil.which(server)) is None:
-            return None
-        programs = cls(directory=Path(found).resolve().parent)
+    def find(cls, cache: PeerCache, directory: Path | None = None) -> Programs | None:
+        """In `directory`, else beside the llama-server that comparisons use.
+
+        None when one of them is missing.
+        """
+        if directory is None:
+            server = os.environ.get(SERVER_VARIABLE) or str(cache.program("llama-server"))
+            if (found := shutil.which(server)) is None:
+                return None
+            directory = Path(found).resolve().parent
+        programs = cls(directory=directory)
         wanted = ("llama-bench", "llama-batched-bench")
         return programs if all((programs.directory / name).exists() for name in wanted) else None
 
-    def decode(self, model: Path, batches: Sequence[int], threads: int) -> tuple[Decode, ...]:
-        """Decoding by each number of sequences, F16 cache split by sequence.
+    def decode(
+        self, model: Path, batches: Sequence[int], threads: int, *, unified: bool = False
+    ) -> tuple[Decode, ...]:
+        """Decoding by each number of sequences, F16 cache, split by sequence or unified.
 
         Raises `PeerError`.
         """
@@ -88,15 +96,19 @@ class Programs:
             *("-npp", str(PROMPT_TOKENS), "-ntg", str(GENERATED_TOKENS)),
             *("-npl", ",".join(map(str, batches)), "--flash-attn", "on"),
             *("--n-gpu-layers", str(ALL_LAYERS), "--output-format", "jsonl"),
+            *(("--kv-unified",) if unified else ()),
         )
         return parse_decode(lines)
 
-    def prefill(self, model: Path, threads: int) -> tuple[Prefill, ...]:
-        """Prefill of one prompt. Raises `PeerError`."""
+    def prefill(
+        self, model: Path, threads: int, *, repetitions: int = REPETITIONS
+    ) -> tuple[Prefill, ...]:
+        """Prefill of one prompt, the mean of a few repetitions. Raises `PeerError`."""
         lines = self._run(
             "llama-bench",
             *("--model", str(model), "--threads", str(threads), "-fa", "on"),
             *("-p", str(PREFILL_TOKENS), "-n", "0", "-ngl", str(ALL_LAYERS), "-o", "jsonl"),
+            *("-r", str(repetitions)),
         )
         return parse_prefill(lines)
 

@@ -44,7 +44,7 @@ def overview(session: Session) -> Table:
         sides = list(cell.by_label)
         by_side = {label: _summaries(cell, label) for label in sides}
         if len(sides) == 2:
-            values = [spread_text(ratios(by_side["A"], by_side["B"], m)) for m in shown]
+            values = [spread_text(ratios(by_side[sides[0]], by_side[sides[1]], m)) for m in shown]
         else:
             values = [metric_text(m, by_side[sides[0]]) for m in shown]
         rows.append((cell.title, *values))
@@ -74,12 +74,13 @@ def _table(cell: Cell, caption: str, metrics: Sequence[Metric], group: str | Non
     for metric in metrics:
         values = [metric_text(metric, summaries) for summaries in by_side.values()]
         if len(by_side) == 2:
-            values.append(spread_text(ratios(by_side["A"], by_side["B"], metric)))
+            ours, theirs = by_side.values()
+            values.append(spread_text(ratios(ours, theirs, metric)))
         better = "more is better" if metric.better == "higher" else "less is better"
         rows.append((f"{metric.name}, {metric.unit} ({better})", *values))
     if group is None:
         rows += _count_rows(cell, by_side)
-    ratio = ("A / B",) if len(by_side) == 2 else ()
+    ratio = (" / ".join(by_side),) if len(by_side) == 2 else ()
     return Table(caption=caption, head=("", *by_side, *ratio), rows=tuple(rows))
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,33 @@ async def running(
         yield Server(launch=launch, model=model, pid=process.pid)
     finally:
         await _stop(process)
+
+
+async def run_to_end(
+    argv: Sequence[str], *, log: Path, environment: Mapping[str, str], limit_seconds: float
+) -> None:
+    """Run a program; its output goes to `log`, over what was there.
+
+    Ended with its children when it takes too long, or whoever awaits this is cancelled.
+    Raises `PeerError` unless it ends with 0.
+    """
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env={**os.environ, **environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        await asyncio.wait_for(process.wait(), limit_seconds)
+    except TimeoutError:
+        raise PeerError(f"{argv[0]} took more than {limit_seconds:g} s\n{_tail(log)}") from None
+    finally:
+        await _stop(process)
+    if process.returncode:
+        raise PeerError(f"{argv[0]} ended with {process.returncode}\n{_tail(log)}")
 
 
 async def _until_ready(

@@ -28,7 +28,8 @@ class Plan:
 
     `rate` is arrivals per second; without it, open loops take their load times the
     capacity of the last side, which is the one to be measured against. `fresh` starts
-    servers anew for each measurement.
+    servers anew for each measurement. `brief` holds a conversation for each client and no
+    more: enough to see that everything works.
     """
 
     workloads: tuple[str, ...]
@@ -42,6 +43,7 @@ class Plan:
     start_seconds: float = 300.0
     request_timeout_seconds: float = 600.0
     ignore_eos: bool = True
+    brief: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

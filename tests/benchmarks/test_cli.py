@@ -21,7 +21,11 @@ SLACK_SECONDS = 0.002
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_comparing_two_scripted_servers(tmp_path: Path, keep: bool) -> None:
+def test_comparing_two_scripted_servers(
+    tmp_path: Path, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A piece for each token, as the script plays them.
+    monkeypatch.setenv("HEADRACE_COALESCE_MS", "0")
     script = tmp_path / "script.toml"
     script.write_text(
         f"[[rules]]\nfirst_token_seconds = {FIRST_TOKEN_SECONDS}\ntoken_seconds = {TOKEN_SECONDS}\n"

@@ -47,6 +47,11 @@ def test_headrace_and_llama_server_get_equal_terms(tmp_path: Path) -> None:
     assert "--parallel 8 --kv-unified --ctx-size 4096" in theirs
 
 
+def test_headrace_keeps_nothing_in_the_users_directories(tmp_path: Path) -> None:
+    launch = find_peer("headrace")(make_setting(tmp_path))
+    assert Path(launch.env["HEADRACE_DATA_DIR"]).parent == tmp_path
+
+
 def test_llama_server_gets_the_layout_that_suits_the_work(tmp_path: Path) -> None:
     layouts = {
         name: "--no-kv-unified" in find_peer("llama-server")(make_setting(tmp_path, name)).argv

@@ -1,0 +1,46 @@
+"""A server whose wall clock can be set: `python -m benchmarks.faults.shifted FILE serve ...`.
+
+Setting the machine's clock needs privileges and disturbs everything else on it. So the
+server process reads its wall clock here: the true time plus the seconds in FILE. It is
+what `time.time` gives, which is all that Headrace, its libraries in Python and its engine
+process take the time of day from; the monotonic clock stays true, as in the kernel.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+_true_time = time.time
+
+
+def shift(file: Path) -> None:
+    """Let `time.time` and `time.time_ns` of this process be off by the seconds in `file`."""
+
+    def shifted() -> float:
+        try:
+            return _true_time() + float(file.read_text() or 0)
+        except (OSError, ValueError):
+            return _true_time()
+
+    def shifted_ns() -> int:
+        return int(shifted() * 1e9)
+
+    time.time = shifted
+    time.time_ns = shifted_ns
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the `headrace` command with the rest of the arguments under that clock."""
+    shift(Path(argv[0]))
+    # Only now: modules may take the function when they are loaded.
+    from server.cli import main as headrace
+
+    status: int = headrace(argv[1:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
