@@ -27,6 +27,7 @@ LINES_KEPT = 20
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 _SIGNALS = {member.value: member.name for member in signal.Signals}
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
 def printable(line: bytes) -> str:
@@ -118,6 +119,19 @@ class Child:
         if status < 0:
             return f"The engine process was ended by {_SIGNALS.get(-status, f'signal {-status}')}."
         return f"The engine process ended with status {status}."
+
+    @property
+    def killed(self) -> bool:
+        """Whether a signal ended it that comes from outside, or nobody knows what did.
+
+        An abort or a fault is its own doing, and so is to exit.
+        """
+        status = self._transport.get_returncode()
+        return status is None or -status in _FROM_OUTSIDE
+
+    def kill(self) -> None:
+        """End it at once; `stop` must still be awaited."""
+        _unless_gone(self._transport.kill)
 
     async def wait(self) -> None:
         """Return once nothing further will come from it: it closed its socket or ended."""

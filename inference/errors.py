@@ -7,7 +7,9 @@
     │   └── InvalidRequest            any other field the engine cannot accept
     ├── EngineOverloaded          the queue is full; nothing was started
     ├── EngineUnavailable         not ready: starting, restarting, closed
-    ├── EngineDied                the engine ended while the request was running
+    ├── EngineDied                the engine ended while the request was running, and
+    │                             no other took it up in time
+    ├── RequestQuarantined        the engine ended each time it ran this request
     ├── DecodeFailed              llama.cpp refused a step; this sequence was given up
     └── ModelLoadError            the model cannot be loaded; restarting will not help
 
@@ -89,10 +91,16 @@ class EngineUnavailable(EngineError):
 
 
 class EngineDied(EngineError):
-    """The engine process ended while this request was in it."""
+    """The engine process ended with this request in it, and no other was there in time."""
 
     code = "engine_died"
     retryable = True
+
+
+class RequestQuarantined(EngineError):
+    """The engine process ended again and again while this request ran alone in it."""
+
+    code = "request_quarantined"
 
 
 class DecodeFailed(EngineError):

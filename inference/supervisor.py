@@ -1,7 +1,8 @@
 """Keeps one engine process running: starts it, watches it, starts it again.
 
 One task lives through one process after the other. What the process says about its
-loading is dealt with here, everything else is handed to the listener.
+loading, and that it is still alive, is dealt with here, everything else is handed to the
+listener. A process that hangs is killed, and from there on has ended like any other.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, assert_never
+from typing import assert_never
+
+import msgspec
 
 from inference.child import Child, Deadlines, spawn
 from inference.errors import EngineOverloaded, EngineUnavailable, ModelLoadError
@@ -20,6 +23,8 @@ from inference.llamacpp.messages import (
     LoadFailed,
     Loading,
     Message,
+    Ping,
+    Pong,
     Ready,
     Refused,
     Reply,
@@ -27,7 +32,9 @@ from inference.llamacpp.messages import (
     ToServer,
     WorkerConfig,
 )
+from inference.tenure import Listener, Tenure
 from inference.types import EngineHealth, EngineState, ModelInfo
+from inference.watchdog import Progress, hung
 
 _log = logging.getLogger(__name__)
 
@@ -38,18 +45,21 @@ UNSENT_MAX_BYTES = 64 * 1024 * 1024
 class RestartPolicy:
     """When to start again, and when to give up.
 
-    A process that was ready for `steady_seconds` is replaced at once. Otherwise the
-    wait begins with `first_delay_seconds` and doubles each time, up to
+    A process that was ready for `steady_seconds`, or did `steady_steps`, is replaced at
+    once. Otherwise the wait begins with `first_delay_seconds` and doubles each time, up to
     `delay_max_seconds`. After `failed_starts_max` starts in a row that never became
     ready the engine has failed. A start that says nothing for `load_silence_seconds`
-    is ended and counts as failed.
+    is ended and counts as failed. One that was ready and then has work but does no step
+    for `step_seconds`, or answers nothing for as long, hangs and is ended.
     """
 
     first_delay_seconds: float = 0.1
     delay_max_seconds: float = 15.0
     steady_seconds: float = 30.0
+    steady_steps: int = 64
     failed_starts_max: int = 5
     load_silence_seconds: float = 300.0
+    step_seconds: float = 30.0
     deadlines: Deadlines = field(default_factory=Deadlines)
 
     def delay_seconds(self, unsteady: int) -> float:
@@ -59,35 +69,12 @@ class RestartPolicy:
         return min(self.delay_max_seconds, self.first_delay_seconds * 2.0 ** (unsteady - 1))
 
 
-class Listener(Protocol):
-    """Who uses the engine process. Called on the event loop; must neither wait nor raise."""
-
-    def on_ready(self, info: ModelInfo) -> None:
-        """A process is ready: from now on `Supervisor.send` works."""
-
-    def on_message(self, message: Report | Reply | Refused) -> None:
-        """It said something."""
-
-    def on_down(self, *, closed: bool) -> None:
-        """It said its last; `closed` when that was wanted. Comes once for each `on_ready`."""
-
-
-class _Tenure:
-    """What is known of one process: written while it lives, read when it is over."""
-
-    def __init__(self) -> None:
-        self.silence: asyncio.Timeout | None = None
-        self.refusal: str | None = None
-        self.ready_at: float | None = None
-        self.seconds_ready = 0.0
-        self.ending = ""
-
-
 class Supervisor:
     """One engine, whatever process it lives in at the moment.
 
-    `_life`, `_child`, `_link` and `_progress` describe the present process. They change
-    in the task `_task`, in `_on_message`, which the present link calls, and in `close`.
+    `_life`, `_child`, `_link` and `_progress` describe the present process, `_hangs`
+    counts. They change in the task `_task`, in `_on_message`, which the present link
+    calls, and in `close`.
     """
 
     def __init__(
@@ -107,6 +94,7 @@ class Supervisor:
         self._link: Link | None = None
         self._child: Child | None = None
         self._progress = 0.0
+        self._hangs = 0
 
     async def start(self) -> None:
         """Start the engine and wait until it is ready.
@@ -125,7 +113,10 @@ class Supervisor:
     async def close(self) -> None:
         """End the engine process and wait until it is gone. Later calls wait as well."""
         if self._life.state is not EngineState.CLOSED:
-            self._leave(EngineState.CLOSED)
+            was_over = self._life.state is EngineState.FAILED
+            self._life.move(EngineState.CLOSED)
+            if not was_over:
+                self._listener.on_over(closed=True)
             self._settled.set()
         if self._task is not None:
             self._task.cancel()
@@ -155,7 +146,8 @@ class Supervisor:
 
     def health(self) -> EngineHealth:
         """State, reason, progress and restarts, without asking the process."""
-        return self._life.health(load_progress=self._progress)
+        health = self._life.health(load_progress=self._progress)
+        return msgspec.structs.replace(health, hangs=self._hangs)
 
     async def state_changed(self) -> None:
         """Return after the next change of state; nothing follows CLOSED."""
@@ -175,8 +167,7 @@ class Supervisor:
         failed_starts = unsteady = 0
         while True:
             tenure = await self._live()
-            steady = tenure.seconds_ready >= self._policy.steady_seconds
-            unsteady = 0 if steady else unsteady + 1
+            unsteady = 0 if self._was_steady(tenure) else unsteady + 1
             failed_starts = 0 if tenure.ready_at is not None else failed_starts + 1
             if tenure.refusal is not None and self._life.state is EngineState.STARTING:
                 # The same file will be refused again. After a restart it may have been
@@ -188,9 +179,15 @@ class Supervisor:
                 return
             await asyncio.sleep(self._policy.delay_seconds(unsteady))
 
-    async def _live(self) -> _Tenure:
+    def _was_steady(self, tenure: Tenure) -> bool:
+        return (
+            tenure.seconds_ready >= self._policy.steady_seconds
+            or tenure.progress.steps >= self._policy.steady_steps
+        )
+
+    async def _live(self) -> Tenure:
         """One process from its start until it is reaped."""
-        tenure = _Tenure()
+        tenure = Tenure(Progress(self._policy.step_seconds))
         link = Link(lambda message: self._on_message(tenure, link, message))
         self._progress = 0.0
         try:
@@ -206,10 +203,15 @@ class Supervisor:
             link.send(self._config)
             await self._wait_for_end(tenure, child)
         finally:
+            if tenure.watching is not None:
+                tenure.watching.cancel()
             self._link = self._child = None
             if self._life.state is EngineState.READY:
-                self._leave(EngineState.RESTARTING)
+                self._life.move(EngineState.RESTARTING, tenure.ending or child.ending)
+                self._listener.on_down()
             await child.stop()
+        if self._life.state is EngineState.RESTARTING and tenure.ready_at is not None:
+            self._listener.on_ended(killed=child.killed)
         tenure.ending = tenure.ending or child.ending
         self._life.explain(tenure.ending)
         _log.warning("engine process %d: %s", child.pid, link.violation or tenure.ending)
@@ -217,7 +219,7 @@ class Supervisor:
             _log.warning("its last output: %s", line)
         return tenure
 
-    async def _wait_for_end(self, tenure: _Tenure, child: Child) -> None:
+    async def _wait_for_end(self, tenure: Tenure, child: Child) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._policy.load_silence_seconds) as tenure.silence:
@@ -227,9 +229,21 @@ class Supervisor:
         if tenure.ready_at is not None:
             tenure.seconds_ready = loop.time() - tenure.ready_at
 
-    def _on_message(self, tenure: _Tenure, link: Link, message: ToServer) -> None:
-        if self._life.state is EngineState.CLOSED:
+    async def _watch(self, tenure: Tenure, child: Child) -> None:
+        """Kill the process if it hangs."""
+        await hung(
+            tenure.progress,
+            ping=lambda: self.send(Ping()),
+            owes_steps=lambda: self._listener.owes_steps,
+        )
+        self._hangs += 1
+        tenure.ending = "The engine process made no progress and was ended."
+        child.kill()
+
+    def _on_message(self, tenure: Tenure, link: Link, message: ToServer) -> None:
+        if link is not self._link or self._life.state is EngineState.CLOSED:
             return
+        tenure.progress.heard()
         match message:
             case Loading(progress=progress):
                 self._progress = progress
@@ -239,34 +253,36 @@ class Supervisor:
             case LoadFailed(reason=reason):
                 tenure.refusal = reason
                 link.abort()
-            case Report() | Reply() | Refused():
+            case Report():
+                tenure.progress.stepped(message.stats.steps)
                 self._listener.on_message(message)
+            case Reply() | Refused():
+                self._listener.on_message(message)
+            case Pong():
+                pass
             case _:
                 assert_never(message)
 
-    def _still_loading(self, tenure: _Tenure) -> None:
+    def _still_loading(self, tenure: Tenure) -> None:
         if tenure.silence is not None and tenure.ready_at is None:
             now = asyncio.get_running_loop().time()
             tenure.silence.reschedule(now + self._policy.load_silence_seconds)
 
-    def _on_ready(self, tenure: _Tenure, info: ModelInfo) -> None:
+    def _on_ready(self, tenure: Tenure, info: ModelInfo) -> None:
         if tenure.ready_at is not None:
             return
         tenure.ready_at = asyncio.get_running_loop().time()
         if tenure.silence is not None:
             tenure.silence.reschedule(None)
+        if self._child is not None:
+            watch = self._watch(tenure, self._child)
+            tenure.watching = asyncio.create_task(watch, name="engine watchdog")
         self._progress = 1.0
         self._life.move(EngineState.READY)
         self._listener.on_ready(info)
         self._settled.set()
 
-    def _leave(self, to: EngineState) -> None:
-        """Leave whatever state it is in, telling the listener if it was ready."""
-        was_ready = self._life.state is EngineState.READY
-        self._life.move(to)
-        if was_ready:
-            self._listener.on_down(closed=to is EngineState.CLOSED)
-
     def _fail(self, reason: str) -> None:
         self._life.move(EngineState.FAILED, reason)
+        self._listener.on_over(closed=False)
         self._settled.set()

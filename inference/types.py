@@ -3,9 +3,11 @@
 These are `msgspec.Struct`s because they cross the socket between the server and the
 engine process as they are: one definition, checked on arrival. All are frozen.
 
-A generation yields `Accepted`, then `Started` (again after a preemption), then any
-number of `Delta`s, then exactly one `Finished`; or it raises an `EngineError` at any
-point. Times are seconds, counts are tokens.
+A generation yields `Accepted`, then `Queued` while it has to wait, then `Started` (both
+again after a preemption), then any number of `Delta`s, then exactly one `Finished`; or
+it raises an `EngineError` at any point. After `Accepted` there may be a `Restarted` at
+any point, and `Queued` and `Started` may follow it again. Times are seconds, counts are
+tokens.
 """
 
 from __future__ import annotations
@@ -147,11 +149,33 @@ class Accepted(Value, frozen=True, kw_only=True, tag="accepted"):
     prompt_tokens: int
 
 
+class Queued(Value, frozen=True, kw_only=True, tag="queued"):
+    """It has to wait: `position` 1 is the next to start, in about `expected_seconds`.
+
+    Said once it is known, and again, about once a second at most, when the position has
+    changed. The expectation is an estimate and promises nothing.
+    """
+
+    position: int
+    expected_seconds: float
+
+
 class Started(Value, frozen=True, kw_only=True, tag="started"):
     """A lane was given; `cached_tokens` of the prompt come from the prefix cache."""
 
     cached_tokens: int
     queue_seconds: float
+
+
+class Restarted(Value, frozen=True, kw_only=True, tag="restarted"):
+    """The engine process ended, and another one goes on where this one was.
+
+    It computes the prompt and `replayed_tokens` generated ones again; nothing that was
+    said before is said again. `paused_seconds` is how long the sequence was in no process.
+    """
+
+    replayed_tokens: int
+    paused_seconds: float
 
 
 class Delta(Value, frozen=True, kw_only=True, tag="delta"):
@@ -174,7 +198,7 @@ class Finished(Value, frozen=True, kw_only=True, tag="finished"):
     stop: str | None = None
 
 
-Event: TypeAlias = Accepted | Started | Delta | Finished
+Event: TypeAlias = Accepted | Queued | Started | Restarted | Delta | Finished
 
 
 class ModelInfo(Value, frozen=True, kw_only=True):
@@ -200,25 +224,44 @@ class ModelInfo(Value, frozen=True, kw_only=True):
 class EngineStats(Value, frozen=True, kw_only=True):
     """A snapshot of the engine. Counters only ever grow within one engine process.
 
+    `waiting_tokens` are prompt tokens of the waiting sequences, and
+    `expected_wait_seconds` is when a request that came now might start;
+    `prefill_token_seconds` is what a prompt token costs, 0 while that is unknown.
+
     `cache_used` and `cache_total` are cells of the KV cache, `host_used` and
-    `host_total` bytes of host memory for finished prefixes. `prefix_queries` and
-    `prefix_hits` count prompt tokens looked up and found.
+    `host_total` bytes of host memory for finished prefixes, `disk_used` and
+    `disk_total` bytes of files with more of them, which were written `disk_stores` times
+    and read `disk_fetches` times. `prefix_queries` and
+    `prefix_hits` count prompt tokens looked up and found. `device_sampled_tokens` are those
+    of `generation_tokens` that were drawn in the model's graph.
     """
 
     running: int = 0
     waiting: int = 0
     parked: int = 0
+    waiting_tokens: int = 0
+    expected_wait_seconds: float = 0.0
+    prefill_token_seconds: float = 0.0
     lanes_total: int = 0
     cache_used: int = 0
     cache_total: int = 0
     host_used: int = 0
     host_total: int = 0
+    disk_used: int = 0
+    disk_total: int = 0
+    disk_stores: int = 0
+    disk_fetches: int = 0
+    disk_failures: int = 0
+    disk_fetch_timeouts: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    device_sampled_tokens: int = 0
+    draft_tokens: int = 0
+    draft_tokens_accepted: int = 0
     step_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -234,9 +277,17 @@ class EngineState(enum.StrEnum):
 
 
 class EngineHealth(Value, frozen=True, kw_only=True):
-    """State, why it is so, how far a load has come (0 to 1), restarts so far."""
+    """State, why it is so, how far a load has come (0 to 1), and what happened so far.
+
+    `restarts` counts processes that replaced one that had been ready, `hangs` those of
+    them that were ended because no step came. `replays` counts sequences that a new
+    process took up, each time, `quarantined` those that were given up as the cause.
+    """
 
     state: EngineState
     reason: str = ""
     load_progress: float = 0.0
     restarts: int = 0
+    hangs: int = 0
+    replays: int = 0
+    quarantined: int = 0

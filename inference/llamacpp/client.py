@@ -47,8 +47,9 @@ class LlamaCppEngine:
     """One model in one supervised process; `inference.engine` says what methods promise.
 
     `high_events` waiting for a consumer park its sequence, `low_events` resume it.
-    `call_seconds` is how long a call (`tokenize` and its like) may take. `_info` and
-    `_stats` are what the process said last; one event loop owns everything here.
+    `call_seconds` is how long a call (`tokenize` and its like) may take, `replay_seconds`
+    how long running sequences are held for another process when theirs is gone. `_info`
+    and `_stats` are what the process said last; one event loop owns everything here.
     """
 
     def __init__(
@@ -60,10 +61,14 @@ class LlamaCppEngine:
         high_events: int = 256,
         low_events: int = 64,
         call_seconds: float = 30.0,
+        replay_seconds: float = 60.0,
     ) -> None:
         self._supervisor = Supervisor(command, config, self, policy)
         self._sequences = Sequences(
-            self._supervisor.send, high_events=high_events, low_events=low_events
+            self._supervisor.send,
+            high_events=high_events,
+            low_events=low_events,
+            replay_seconds=replay_seconds,
         )
         self._calls = Calls(self._supervisor.send, answer_seconds=call_seconds)
         self._info: ModelInfo | None = None
@@ -87,8 +92,10 @@ class LlamaCppEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Run one sequence; closing the iterator aborts it.
 
-        Raises `EngineDied` when the process ends on the way, after all events that had
-        arrived; `InvalidRequest` for an id that is running.
+        When the process ends on the way another takes it up where it stands. Raises, after
+        all events that had arrived, `EngineDied` when none is there in time and
+        `RequestQuarantined` when this request was the cause; `InvalidRequest` for an id
+        that is running.
         """
         self._supervisor.check()
         # Nothing is registered before the first step: a generator that is closed
@@ -138,7 +145,12 @@ class LlamaCppEngine:
 
     def health(self) -> EngineHealth:
         """The engine's state, without asking the process."""
-        return self._supervisor.health()
+        sequences = self._sequences
+        return msgspec.structs.replace(
+            self._supervisor.health(),
+            replays=sequences.replays,
+            quarantined=sequences.quarantined,
+        )
 
     async def state_changed(self) -> None:
         """Return after the next change of `health().state`; nothing follows CLOSED."""
@@ -152,6 +164,7 @@ class LlamaCppEngine:
     def on_ready(self, info: ModelInfo) -> None:
         """The supervisor calls it: a process is ready."""
         self._info = info
+        self._sequences.on_ready()
 
     def on_message(self, message: Report | Reply | Refused) -> None:
         """The supervisor calls it: the process said something."""
@@ -159,14 +172,30 @@ class LlamaCppEngine:
             self._stats = message.stats
             for item in message.events:
                 self._sequences.dispatch(item)
+            self._sequences.stepped(message.stats.steps)
         else:
             self._calls.answer(message)
 
-    def on_down(self, *, closed: bool) -> None:
+    def on_down(self) -> None:
         """The supervisor calls it: the process is gone, with all that was in it."""
         self._stats = EngineStats()
+        self._sequences.on_down()
+        self._calls.end_all(_restarting)
+
+    def on_ended(self, *, killed: bool) -> None:
+        """The supervisor calls it: how the process ended."""
+        self._sequences.on_ended(killed=killed)
+
+    def on_over(self, *, closed: bool) -> None:
+        """The supervisor calls it: there will be no further process."""
+        self._stats = EngineStats()
         self._sequences.end_all(_closed if closed else _died)
-        self._calls.end_all(_closed if closed else _restarting)
+        self._calls.end_all(_closed if closed else _died)
+
+    @property
+    def owes_steps(self) -> bool:
+        """The supervisor reads it: whether the process has sequences that should get on."""
+        return self._sequences.owes_steps
 
 
 def _with_seed(request: GenerationRequest) -> GenerationRequest:

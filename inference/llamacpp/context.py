@@ -16,14 +16,19 @@ from numpy.typing import NDArray
 
 from inference.errors import ModelLoadError
 from inference.llamacpp.bindings import Model
+from inference.llamacpp.disktier import DiskTier
 from inference.llamacpp.hostmemory import Bytes, HostMemory
 from inference.llamacpp.lanes import (
     CopyPrefix,
+    CutLane,
     DropLane,
     DropSaved,
+    DropStored,
+    FetchSaved,
     LaneOp,
     LoadLane,
     SaveLane,
+    StoreSaved,
 )
 
 WARM_UP_TOKENS = 16
@@ -33,14 +38,14 @@ WARM_UP_TOKENS = 16
 class Row:
     """Consecutive tokens of one lane in a batch.
 
-    `start` is the position of the first token. With `wants_logits` the logits of the
-    last token are computed.
+    `start` is the position of the first token. The last `outputs` tokens have their
+    logits computed.
     """
 
     lane: int
     start: int
     tokens: Sequence[int]
-    wants_logits: bool
+    outputs: int
 
 
 class FatalDecode(Exception):
@@ -63,19 +68,20 @@ class Context:
         batch_tokens: int,
         threads: int,
         host_bytes: int,
+        drafts: int = 0,
     ) -> None:
         """Allocate `cache_tokens` cells for `lane_ids` lanes, in one pool if `unified`.
 
         Lanes are saved in `host_bytes` of host memory. A batch holds at most
-        `batch_tokens` tokens and asks for one row of logits a lane. Raises
-        `ModelLoadError` when the memory cannot be had.
+        `batch_tokens` tokens and asks for one row of logits a lane, and `drafts` more.
+        Raises `ModelLoadError` when the memory cannot be had.
         """
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = cache_tokens
         params.n_seq_max = lane_ids
         params.n_batch = batch_tokens
         params.n_ubatch = batch_tokens
-        params.n_outputs_max = lane_ids
+        params.n_outputs_max = lane_ids + drafts
         params.n_threads = threads
         params.n_threads_batch = threads
         params.kv_unified = unified
@@ -98,10 +104,11 @@ class Context:
         self._logits = view(self._batch.logits, shape)
         view(self._batch.n_seq_id, shape)[:] = 1
         self._lane = self._lane_column(batch_tokens)
-        # llama.cpp's buffer has a row for each lane; views of them, by address.
+        # llama.cpp's buffer has a row for each output; views of them, by address.
         self._rows: dict[int, NDArray[np.float32]] = {}
         self._unified = unified
         self.host = HostMemory(host_bytes)
+        self.disk: DiskTier | None = None  # set once, before anything is decoded
         self.bytes_per_token = self._measure()
 
     def _lane_column(self, batch_tokens: int) -> NDArray[np.int32]:
@@ -142,12 +149,18 @@ class Context:
                 self._load(self._state(source), target, tokens)
             case DropLane(lane=lane):
                 llama_cpp.llama_memory_seq_rm(self._memory, lane, -1, -1)
+            case CutLane(lane=lane, tokens=tokens):
+                llama_cpp.llama_memory_seq_rm(self._memory, lane, tokens, -1)
             case SaveLane(lane=lane, key=key):
                 self.host.put(key, self._state(lane))
             case LoadLane(lane=lane, key=key, tokens=tokens):
                 self._load(self.host.get(key), lane, tokens)
             case DropSaved(key=key):
                 self.host.drop(key)
+            case StoreSaved() | FetchSaved() | DropStored():
+                if self.disk is None:
+                    raise FatalDecode("a file was asked for and there is no disk tier")
+                self.disk.begin(op)
             case _:
                 assert_never(op)
 
@@ -168,13 +181,19 @@ class Context:
     def _measure(self) -> int:
         """Decode a few tokens to warm up; returns the bytes a token of a saved lane takes."""
         tokens = [0] * WARM_UP_TOKENS
-        self.decode([Row(lane=0, start=0, tokens=tokens, wants_logits=True)])
+        self.decode([Row(lane=0, start=0, tokens=tokens, outputs=1)])
         size = self._state(0).size
-        llama_cpp.llama_memory_clear(self._memory, False)
+        self.clear()
         return max(1, -(-int(size) // WARM_UP_TOKENS))
 
+    def clear(self) -> None:
+        """Empty all lanes."""
+        llama_cpp.llama_memory_clear(self._memory, False)
+
     def decode(self, rows: Sequence[Row]) -> dict[int, int]:
-        """Decode all rows as one batch; returns lane -> index for `logits` and samplers.
+        """Decode all rows as one batch; returns lane -> index of its first output.
+
+        `logits` and samplers take it; a lane's further outputs have the next indices.
 
         Raises `FatalDecode`: give the process up.
         """
@@ -186,9 +205,9 @@ class Context:
             self._pos[used:end] = np.arange(row.start, row.start + len(row.tokens))
             self._lane[used:end] = row.lane
             self._logits[used:end] = 0
-            if row.wants_logits:
-                self._logits[end - 1] = 1
-                outputs[row.lane] = end - 1
+            if row.outputs:
+                outputs[row.lane] = end - row.outputs
+                self._logits[end - row.outputs : end] = 1
             used = end
         self._batch.n_tokens = used
         status = llama_cpp.llama_decode(self.handle, self._batch)

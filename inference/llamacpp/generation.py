@@ -9,7 +9,10 @@ from inference.errors import DecodeFailed
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.context import Context
 from inference.llamacpp.detokenizer import Detokenizer
-from inference.llamacpp.sampling import SamplerChain, ban, highest, logprobs
+from inference.llamacpp.devicesampling import Profile, profile_of
+from inference.llamacpp.logits import ban, highest, logprobs
+from inference.llamacpp.messages import Resumption
+from inference.llamacpp.sampling import SamplerChain
 from inference.types import Delta, Finished, FinishReason, GenerationRequest, TokenLogprob, Usage
 
 
@@ -29,18 +32,61 @@ class Generation:
         prompt: list[int],
         max_tokens: int,
         queued_at: float,
+        resumes: Resumption | None = None,
     ) -> None:
-        """`max_tokens` is the resolved limit; `queued_at` a monotonic time in seconds."""
+        """`max_tokens` is the resolved limit; `queued_at` a monotonic time in seconds.
+
+        With `resumes`, `sampler` is taken to have drawn those tokens.
+        """
         self.request = request
         self.prompt = prompt
+        self.resumes = resumes
         self.queued_at = queued_at
         self.generated = 0
-        self.cached_tokens: int | None = None
+        self.limit = len(prompt) + max_tokens
+        self.cached_tokens = None if resumes is None else resumes.cached_tokens
         self._model = model
         self._sampler = sampler
         self._max_tokens = max_tokens
         self._banned = model.suppressed + (model.end_tokens if request.ignore_eos else ())
         self._text = Detokenizer(request.stop)
+        self._profile = profile_of(request, banned=self._banned, vocab_size=model.vocab_size)
+        self._device: SamplerChain | None = None
+        for token in () if resumes is None else resumes.tokens:
+            self._text.push(model.piece(token), check_stop=not self.held_back)
+            self.generated += 1
+
+    @property
+    def known(self) -> list[int]:
+        """The prompt and what was generated in another process."""
+        return self.prompt if self.resumes is None else [*self.prompt, *self.resumes.tokens]
+
+    @property
+    def held_back(self) -> bool:
+        """Whether it may not end yet."""
+        return self.generated < self.request.min_tokens
+
+    @property
+    def profile(self) -> Profile | None:
+        """What a chain on the device would have to do for the next token; None: the host must."""
+        return None if self.held_back else self._profile
+
+    @property
+    def remaining(self) -> int:
+        """How many tokens it may still generate."""
+        return self._max_tokens - self.generated
+
+    def stay_on_host(self) -> None:
+        """Never sample on the device: its drafts are being checked."""
+        self._profile = None
+
+    def sample_in(self, chain: SamplerChain | None) -> None:
+        """Take the next tokens from `chain`, attached to its lane, or sample them here."""
+        self._device = chain
+        if chain is None:
+            self._sampler.recall()
+        else:
+            self._sampler.lend(chain)
 
     def close(self) -> None:
         """Free the sampler."""
@@ -51,31 +97,42 @@ class Generation:
 
         Raises `DecodeFailed` when the logits leave nothing to choose from.
         """
-        held_back = self.generated < self.request.min_tokens
-        banned = (*self._banned, *self._model.end_tokens) if held_back else self._banned
-        row = raw = context.logits(index)
-        if banned:
-            # The caller's log probabilities are those of the row as it was.
-            raw = row.copy() if self.request.logprobs is not None else row
-            ban(row, banned)
-        best = highest(row)
-        if best is None:
+        held_back = self.held_back
+        scores: tuple[TokenLogprob, ...] | None = None
+        if self._device is None:
+            token, scores = self._draw(context, index)
+        else:
+            token = self._device.sampled(context.handle, index, self._model.vocab_size)
+        if token is None:
             raise DecodeFailed("The model produced no usable logits for this sequence.")
-        sampler = self._sampler
-        token = best if sampler.takes_highest else sampler.sample(context.handle, index)
         self.generated += 1
         if token in self._model.end_token_set:
             return token, self._finish(FinishReason.STOP)
         text = self._text.push(self._model.piece(token), check_stop=not held_back)
-        scores: tuple[TokenLogprob, ...] | None = None
-        if self.request.logprobs is not None:
-            scores = (logprobs(raw, token, self.request.logprobs, self._model.piece),)
         events: list[Delta | Finished] = [Delta(text=text.text, tokens=(token,), logprobs=scores)]
         if text.stop is not None:
             events.append(self._finished(FinishReason.STOP, text.stop))
         elif self.generated >= self._max_tokens:
             events += self._finish(FinishReason.LENGTH)
         return token, events
+
+    def _draw(
+        self, context: Context, index: int
+    ) -> tuple[int | None, tuple[TokenLogprob, ...] | None]:
+        """The next token, None without usable logits, and its log probabilities if wanted."""
+        row = raw = context.logits(index)
+        wanted = self.request.logprobs
+        banned = (*self._banned, *self._model.end_tokens) if self.held_back else self._banned
+        if banned:
+            # The caller's log probabilities are those of the row as it was.
+            raw = row.copy() if wanted is not None else row
+            ban(row, banned)
+        token = highest(row)
+        if token is not None and not self._sampler.takes_highest:
+            token = self._sampler.sample(context.handle, index)
+        if token is None or wanted is None:
+            return token, None
+        return token, (logprobs(raw, token, wanted, self._model.piece),)
 
     def _finish(self, reason: FinishReason) -> list[Delta | Finished]:
         held = self._text.flush()

@@ -1,4 +1,4 @@
-"""The index of prefixes kept in host memory.
+"""The index of saved prefixes: those in host memory, and another of those on disk.
 
 A lane's cells can be copied out and in again (`llama_state_seq_get_data`) for a
 thousandth of what computing them costs. So what a finished or preempted sequence has
@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from inference.llamacpp.lanes import common_prefix
 
@@ -29,10 +30,21 @@ class Saved:
     tokens: tuple[int, ...]
 
 
+class Change(NamedTuple):
+    """What saving did: the new entry if there is one, and the entries it cost.
+
+    All that the `replaced` held is in the new entry; the `displaced` made room for it.
+    """
+
+    saved: Saved | None = None
+    replaced: Sequence[Saved] = ()
+    displaced: Sequence[Saved] = ()
+
+
 class HostCache:
     """Saved prefixes, the least recently used first.
 
-    Mutable state: the entries and their total. Owner: the scheduler.
+    Mutable state: the entries, their total, those that are held. Owner: the scheduler.
     """
 
     def __init__(
@@ -48,6 +60,7 @@ class HostCache:
         self._block_bytes = block_bytes
         self._whole = whole
         self._entries: dict[int, Saved] = {}
+        self._held: set[int] = set()
         self._keys = itertools.count(1)
 
     def __len__(self) -> int:
@@ -60,7 +73,7 @@ class HostCache:
         """The entry worth loading that shares the longest prefix with `tokens`, and how much.
 
         Where entries are only usable `whole`, as with recurrent models, an entry counts
-        if all of it is a prefix.
+        if all of it is a prefix. Entries that are `reserve`d do not count yet.
         """
         wanted = tuple(tokens)
         best, found = 0, None
@@ -70,7 +83,7 @@ class HostCache:
                 continue
             shared = common_prefix(entry.tokens, wanted)
             least = len(entry.tokens) if self._whole else LEAST_SHARE * len(entry.tokens)
-            if shared > best and shared >= least:
+            if shared > best and shared >= least and entry.key not in self._held:
                 best, found = shared, entry
         return best, found
 
@@ -78,33 +91,77 @@ class HostCache:
         """Mark an entry as used just now."""
         self._entries[key] = self._entries.pop(key)
 
-    def save(self, tokens: Sequence[int]) -> tuple[Saved | None, list[int]]:
-        """Make an entry for `tokens`; returns it and the keys it replaces or displaces.
+    def save(self, tokens: Sequence[int]) -> Change:
+        """Make an entry for `tokens`, in place of others where needed.
 
-        None when it is too short or too long, or a longer entry already begins with it.
+        Without an entry nothing changes: it would be too short or too long, a longer
+        one already begins with it, or too much is held.
         """
-        if len(tokens) < LEAST_TOKENS or self._cost(tokens) > self.capacity:
-            return None, []
+        if len(tokens) < LEAST_TOKENS:
+            return Change()
         kept = tuple(tokens)
-        dropped: list[int] = []
+        replaced = []
         for entry in list(self._entries.values()):
+            if entry.key in self._held:
+                continue
             shared = common_prefix(entry.tokens, kept)
             if shared == len(kept) and not self._whole:
                 self.touch(entry.key)
-                return None, []
+                return Change()
             if shared == len(entry.tokens):
-                dropped.append(self._drop(entry.key))
-        while self.used + self._cost(kept) > self.capacity:
-            dropped.append(self._drop(next(iter(self._entries))))
+                replaced.append(entry)
+        return self._enter(kept, replaced)
+
+    def reserve(self, tokens: Sequence[int]) -> Change:
+        """Make an entry that is neither matched nor displaced until it is `release`d.
+
+        It replaces nothing: what it will hold is only on its way.
+        """
+        change = self._enter(tuple(tokens), [])
+        if change.saved is not None:
+            self._held.add(change.saved.key)
+        return change
+
+    def release(self, key: int) -> None:
+        """The entry may be used: it is held no more."""
+        self._held.discard(key)
+
+    def remove(self, key: int) -> None:
+        """Forget an entry, held or not."""
+        self._held.discard(key)
+        self._drop(self._entries[key])
+
+    def clear(self) -> list[Saved]:
+        """Forget all entries but those that are held; returns them, the newest first."""
+        gone = [entry for entry in reversed(self._entries.values()) if entry.key not in self._held]
+        for entry in gone:
+            self._drop(entry)
+        return gone
+
+    def _enter(self, kept: tuple[int, ...], replaced: list[Saved]) -> Change:
+        room = self.capacity - self.used + sum(self.cost(entry.tokens) for entry in replaced)
+        staying = self._held.union(entry.key for entry in replaced)
+        displaced = []
+        for entry in self._entries.values():
+            if room >= self.cost(kept):
+                break
+            if entry.key not in staying:
+                displaced.append(entry)
+                room += self.cost(entry.tokens)
+        if room < self.cost(kept):
+            return Change()
+        for entry in (*replaced, *displaced):
+            self._drop(entry)
         saved = Saved(key=next(self._keys), tokens=kept)
         self._entries[saved.key] = saved
-        self.used += self._cost(kept)
-        return saved, dropped
+        self.used += self.cost(kept)
+        return Change(saved, replaced, displaced)
 
-    def _cost(self, tokens: Sequence[int]) -> int:
+    def cost(self, tokens: Sequence[int]) -> int:
+        """The bytes that an entry for `tokens` takes."""
         blocks = -(-len(tokens) * self._token_bytes // self._block_bytes)
         return blocks * self._block_bytes
 
-    def _drop(self, key: int) -> int:
-        self.used -= self._cost(self._entries.pop(key).tokens)
-        return key
+    def _drop(self, entry: Saved) -> None:
+        del self._entries[entry.key]
+        self.used -= self.cost(entry.tokens)

@@ -3,11 +3,15 @@
 Memory that is touched for the first time costs a page fault every 4 KiB, ten times what
 copying into it costs, and huge pages may have to wait for the kernel to compact memory.
 So freed blocks are taken first, and only a cache that grows meets new pages.
+
+Blocks can be lent: whoever writes them to the disk, or reads them from there, on another
+thread, has them to itself until it gives them back. Nothing is copied for that.
 """
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +25,7 @@ class HostMemory:
     """Byte strings by key, within a fixed size.
 
     Mutable state: the blocks of each key, the free blocks, the staging buffer. Owner:
-    the step loop's thread.
+    the step loop's thread; blocks that are lent are touched by the borrower alone.
     """
 
     def __init__(self, size_bytes: int) -> None:
@@ -30,7 +34,14 @@ class HostMemory:
         self._arena = _anonymous(max(1, self.blocks) * BLOCK_BYTES).reshape(-1, BLOCK_BYTES)
         self._free = list(range(self.blocks - 1, -1, -1))
         self._held: dict[int, tuple[int, list[int]]] = {}  # key -> (bytes, blocks)
+        self._lent: dict[int, list[int]] = {}
+        self._borrowed: dict[int, list[int]] = {}
         self._staging = _anonymous(BLOCK_BYTES)
+
+    @property
+    def lent_bytes(self) -> int:
+        """What the blocks that `lend` has lent amount to."""
+        return sum(map(len, self._lent.values())) * BLOCK_BYTES
 
     def staging(self, size: int) -> Bytes:
         """A buffer of `size` bytes, valid until the next call."""
@@ -40,10 +51,7 @@ class HostMemory:
 
     def put(self, key: int, data: Bytes) -> None:
         """Keep a copy of `data`. Raises `MemoryError` when the blocks do not suffice."""
-        count = -(-data.size // BLOCK_BYTES)
-        if count > len(self._free):
-            raise MemoryError(f"{count} blocks needed, {len(self._free)} free")
-        taken = [self._free.pop() for _ in range(count)]
+        taken = self._take(data.size)
         for number, block in enumerate(taken):
             part = data[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
             self._arena[block, : part.size] = part
@@ -58,9 +66,46 @@ class HostMemory:
             part[:] = self._arena[block, : part.size]
         return data
 
+    def size(self, key: int) -> int:
+        """The bytes kept under `key`."""
+        return self._held[key][0]
+
     def drop(self, key: int) -> None:
         """Forget `key`; its blocks are the next to be used."""
         self._free += self._held.pop(key)[1]
+
+    def lend(self, key: int) -> list[Bytes]:
+        """Forget `key` and lend its blocks, in order, until `give_back`."""
+        size, blocks = self._held.pop(key)
+        self._lent[key] = blocks
+        return self._views(size, blocks)
+
+    def borrow(self, key: int, size: int) -> list[Bytes]:
+        """Lend free blocks for `size` bytes that will be `key`'s, until `fill`.
+
+        Raises `MemoryError` when the blocks do not suffice.
+        """
+        self._borrowed[key] = self._take(size)
+        return self._views(size, self._borrowed[key])
+
+    def fill(self, key: int, size: int) -> None:
+        """Blocks that were borrowed hold `size` bytes now, which are kept under `key`."""
+        self._held[key] = (size, self._borrowed.pop(key))
+
+    def give_back(self, key: int) -> None:
+        """The blocks that were lent or borrowed under `key` are free."""
+        self._free += (self._lent if key in self._lent else self._borrowed).pop(key)
+
+    def _take(self, size: int) -> list[int]:
+        count = -(-size // BLOCK_BYTES)
+        if count > len(self._free):
+            raise MemoryError(f"{count} blocks needed, {len(self._free)} free")
+        return [self._free.pop() for _ in range(count)]
+
+    def _views(self, size: int, blocks: Sequence[int]) -> list[Bytes]:
+        used = -(-size // BLOCK_BYTES)  # what was read may need fewer than were borrowed
+        ends = (min(BLOCK_BYTES, size - number * BLOCK_BYTES) for number in range(used))
+        return [self._arena[block, :end] for block, end in zip(blocks, ends, strict=False)]
 
 
 def _anonymous(size: int) -> Bytes:

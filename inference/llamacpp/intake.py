@@ -10,6 +10,7 @@ import time
 from inference.errors import ContextLengthExceeded, InvalidRequest, TemplateError
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.generation import Generation
+from inference.llamacpp.messages import Resumption
 from inference.llamacpp.sampling import build_chain
 from inference.llamacpp.template import ChatTemplate
 from inference.types import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
@@ -27,8 +28,13 @@ class Intake:
         self._problem = problem
         self._context = context
 
-    def generation(self, request: GenerationRequest) -> Generation:
-        """Build the generation for `request`. Raises `RequestError`s."""
+    def generation(
+        self, request: GenerationRequest, resumes: Resumption | None = None
+    ) -> Generation:
+        """Build the generation for `request`, from its start or where it `resumes`.
+
+        Raises `RequestError`s.
+        """
         prompt = self.tokens(request.prompt)
         room = self._context - len(prompt)
         limit = request.max_tokens
@@ -37,7 +43,9 @@ class Intake:
                 prompt_tokens=len(prompt), max_tokens=limit, context_length=self._context
             )
         sampler = build_chain(request.sampling, self._model.vocab_size)
-        sampler.accept(prompt)
+        tokens = () if resumes is None else resumes.tokens
+        sampler.accept([*prompt, *tokens])
+        sampler.skip(len(tokens))
         return Generation(
             request,
             model=self._model,
@@ -45,6 +53,7 @@ class Intake:
             prompt=prompt,
             max_tokens=room if limit is None else limit,
             queued_at=time.monotonic(),
+            resumes=resumes,
         )
 
     def tokens(self, prompt: Prompt) -> list[int]:

@@ -30,6 +30,14 @@ class DropLane:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CutLane:
+    """Take the cells behind the first `tokens` from `lane`: drafts that were wrong."""
+
+    lane: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveLane:
     """Copy all of `lane` to host memory under `key`."""
 
@@ -53,7 +61,33 @@ class DropSaved:
     key: int
 
 
-LaneOp: TypeAlias = CopyPrefix | DropLane | SaveLane | LoadLane | DropSaved
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSaved:
+    """Move the entry `key`, which holds `tokens`, from host memory to the disk as `file`."""
+
+    key: int
+    file: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchSaved:
+    """Begin to read `file`, an entry of `count` tokens, into host memory under `key`."""
+
+    file: int
+    key: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropStored:
+    """Delete `file` from the disk."""
+
+    file: int
+
+
+DiskOp: TypeAlias = StoreSaved | FetchSaved | DropStored
+LaneOp: TypeAlias = CopyPrefix | DropLane | CutLane | SaveLane | LoadLane | DropSaved | DiskOp
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -79,7 +113,11 @@ class Lanes(Protocol):
     length: int
     """The most tokens one lane may hold."""
     ordered: bool
-    """Whether running lanes should have ids that follow on each other."""
+    """Whether running lanes should have ids that follow on each other.
+
+    Then a batch in which they have unequal numbers of tokens is computed in parts, the
+    first of which has one token of each.
+    """
 
     @property
     def used(self) -> int:

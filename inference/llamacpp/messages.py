@@ -16,15 +16,12 @@ from msgspec import Struct
 
 from inference import errors
 from inference.types import (
-    Accepted,
     ChatPrompt,
-    Delta,
     EngineStats,
-    Finished,
+    Event,
     GenerationRequest,
     ModelInfo,
     Prompt,
-    Started,
 )
 
 HEADER = struct.Struct("<I")
@@ -43,8 +40,13 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     the cells of the whole KV cache (0: the larger of `context` and 1024 a lane).
     `batch_tokens` bounds one step's prefill when nobody is decoding. `gpu_layers` -1
     means all. `host_memory_bytes` bounds what is kept of finished sequences outside the
-    cache. `layout` is "unified", "split", or "auto": split where every lane can have
-    its whole context in the cache. `max_waiting` bounds the queue.
+    cache, `disk_bytes` what of that goes on to files under `disk_dir` (0: none), for
+    which a sequence waits `disk_fetch_seconds` at most. `layout` is "unified", "split",
+    or "auto": split where every lane can have its whole context in the cache.
+    `max_waiting` bounds the queue. `speculation` "auto" drafts tokens where that
+    measurably pays, and loads `draft_id` from `draft_path`, if given, to propose some
+    of them. `device_sampling` "auto" draws tokens in the model's graph where that is a
+    GPU's and measurably pays, "on" wherever llama.cpp can.
     """
 
     model_id: str
@@ -57,15 +59,38 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     gpu_layers: int = -1
     layout: Literal["auto", "unified", "split"] = "auto"
     host_memory_bytes: int = 1 << 30
-    target_itl_seconds: float = 0.2
+    disk_bytes: int = 0
+    disk_dir: str = ""
+    disk_fetch_seconds: float = 2.0
+    target_itl_seconds: float = 0.4
     max_waiting: int = 1024
+    speculation: Literal["auto", "off"] = "auto"
+    draft_id: str = ""
+    draft_path: str = ""
+    device_sampling: Literal["auto", "on", "off"] = "auto"
     template_seconds: float = 2.0
 
 
+class Resumption(Struct, frozen=True, kw_only=True):
+    """How far a sequence had come in a process that is gone.
+
+    `tokens` are those it had generated and the server received. `cached_tokens` is what
+    it was told when it started first, None where it had not started.
+    """
+
+    tokens: tuple[int, ...] = ()
+    cached_tokens: int | None = None
+
+
 class Submit(Message, frozen=True, kw_only=True):
-    """Run this request; answers are `SequenceEvent`s under its id."""
+    """Run this request; answers are `SequenceEvent`s under its id.
+
+    With `resumes` it goes on behind those tokens, as if it had generated them here, and
+    is queued however long the queue is: it was accepted before.
+    """
 
     request: GenerationRequest
+    resumes: Resumption | None = None
 
 
 class Abort(Message, frozen=True, kw_only=True):
@@ -116,6 +141,10 @@ class CountTokens(Message, frozen=True, kw_only=True):
     prompt: Prompt
 
 
+class Ping(Message, frozen=True, kw_only=True):
+    """Answered by `Pong`, so that the server knows the process still reads."""
+
+
 class Loading(Message, frozen=True, kw_only=True):
     """How much of the model is loaded, 0 to 1."""
 
@@ -146,7 +175,7 @@ class SequenceEvent(Message, frozen=True, kw_only=True):
     """One event of one sequence. After `Finished` or `Failure` none follows."""
 
     id: str
-    event: Accepted | Started | Delta | Finished | Failure
+    event: Event | Failure
 
 
 class Report(Message, frozen=True, kw_only=True):
@@ -170,6 +199,10 @@ class Refused(Message, frozen=True, kw_only=True):
     failure: Failure
 
 
+class Pong(Message, frozen=True, kw_only=True):
+    """The answer to `Ping`."""
+
+
 ToWorker: TypeAlias = (
     WorkerConfig
     | Submit
@@ -180,8 +213,9 @@ ToWorker: TypeAlias = (
     | Detokenize
     | ApplyTemplate
     | CountTokens
+    | Ping
 )
-ToServer: TypeAlias = Loading | Ready | LoadFailed | Report | Reply | Refused
+ToServer: TypeAlias = Loading | Ready | LoadFailed | Report | Reply | Refused | Pong
 
 encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -49,6 +49,8 @@ class Sequence:
     priority: int
     order: int
     since: int  # what the shares' total was when it was queued
+    limit: int  # tokens it will never know more than
+    prompt_tokens: int = 0
     phase: Phase = Phase.WAITING
     lane: int | None = None
     computed: int = 0
@@ -79,6 +81,7 @@ class Entry:
     """What one sequence computes in a step: `tokens`, from position `start` of `lane`.
 
     `samples` is set when they reach the last known token, so a new one can be drawn.
+    The last `drafts` of `tokens` come behind that one and are not known yet.
     """
 
     id: str
@@ -86,6 +89,17 @@ class Entry:
     start: int
     tokens: abc.Sequence[int]
     samples: bool
+    drafts: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """How many of the last tokens need logits."""
+        return 1 + self.drafts if self.samples else 0
+
+    def draft(self, number: int) -> int | None:
+        """The draft of that number, from 0; None behind the last."""
+        at = len(self.tokens) - self.drafts + number
+        return self.tokens[at] if at < len(self.tokens) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,20 @@
-"""The running generations on the server's side: who they are, what they received."""
+"""The running generations on the server's side: who they are, what they received.
+
+They outlive engine processes. When one is gone they are held, and taken up by the next
+where they stand, in the order and at the time that the quarantine says.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from inference.channel import Channel, ChannelFull
-from inference.errors import EngineError, InvalidRequest
+from inference.errors import EngineDied, EngineError, InvalidRequest, RequestQuarantined
 from inference.llamacpp.messages import (
     Abort,
     Failure,
@@ -17,34 +23,16 @@ from inference.llamacpp.messages import (
     Resume,
     SequenceEvent,
     Submit,
+    frame,
     to_error,
 )
-from inference.types import Delta, Event, Finished, GenerationRequest
+from inference.llamacpp.running import Sequence
+from inference.quarantine import Quarantine
+from inference.types import Event, Finished, GenerationRequest, Restarted
 
 # Room above the high mark for what is on its way while a `Park` is: some hundred frames
 # fit into the socket, and as many again are written until the other side has read it.
 ROOM_EVENTS = 4096
-
-
-class Sequence:
-    """One running generation, with all that is needed to go on with it elsewhere.
-
-    `request` is as the engine process knows it, its seed filled in. `tokens` are those
-    that arrived so far, `ended` says that the process owes nothing more. Only
-    `Sequences` changes them.
-    """
-
-    def __init__(self, request: GenerationRequest, id: str, channel: Channel[Event]) -> None:
-        self.request = request
-        self.id = id
-        self.channel = channel
-        self.tokens: list[int] = []
-        self.ended = False
-
-    def end(self, error: EngineError | None) -> None:
-        """No further event comes; those in the channel can still be read."""
-        self.ended = True
-        self.channel.close(error)
 
 
 class Sequences:
@@ -53,24 +41,44 @@ class Sequences:
     `_by_id` has the ids that callers chose, `_by_wire_id` those the process sees. They
     differ because the last words of an aborted sequence may arrive when its id is
     already in use again. `send` takes a message for the process; it must not raise
-    once a sequence was opened.
+    once a sequence was opened. `_giving_up` runs while there is no process. `replays` and
+    `quarantined` count.
     """
 
     def __init__(
-        self, send: Callable[[Message], None], *, high_events: int, low_events: int
+        self,
+        send: Callable[[Message], None],
+        *,
+        high_events: int,
+        low_events: int,
+        replay_seconds: float,
     ) -> None:
+        """Without a process for `replay_seconds`, all that are held end."""
+        self.replays = 0
+        self.quarantined = 0
         self._send = send
         self._high_events = high_events
         self._low_events = low_events
+        self._replay_seconds = replay_seconds
         self._numbers = itertools.count()
         self._by_id: dict[str, Sequence] = {}
         self._by_wire_id: dict[str, Sequence] = {}
+        self._quarantine = Quarantine()
+        self._giving_up: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._by_id)
 
+    @property
+    def owes_steps(self) -> bool:
+        """Whether the process has a sequence that should get on."""
+        return any(
+            sequence.inside and not sequence.ended and not sequence.channel.parked
+            for sequence in self._by_id.values()
+        )
+
     def open(self, request: GenerationRequest) -> Sequence:
-        """Submit a request and keep it until `leave`.
+        """Submit a request, as soon as the quarantine lets it, and keep it until `leave`.
 
         Raises `InvalidRequest` for an id that is in use, a value out of its range, or
         text that has no encoding.
@@ -83,25 +91,32 @@ class Sequences:
             high=self._high_events,
             low=self._low_events,
             capacity=self._high_events + ROOM_EVENTS,
-            on_high=lambda: self._send(Park(id=wire_id)),
-            on_low=lambda: self._send(Resume(id=wire_id)),
+            on_high=lambda: self._park(wire_id),
+            on_low=lambda: self._resume(wire_id),
         )
         sequence = Sequence(msgspec.structs.replace(request, id=wire_id), request.id, channel)
-        try:
-            self._send(Submit(request=sequence.request))
-        except ValueError as error:
-            raise InvalidRequest("The request holds text that is not Unicode.") from error
-        except OverflowError as error:
-            raise InvalidRequest("The request holds a number that is too large.") from error
         self._by_id[request.id] = self._by_wire_id[wire_id] = sequence
+        try:
+            if self._quarantine.open(wire_id):
+                self._send(sequence.enter())
+            else:
+                frame(Submit(request=sequence.request))  # it must be known now whether it can be
+        except (ValueError, OverflowError) as error:
+            sequence.inside = False
+            self.leave(sequence)
+            what = "text that is not Unicode"
+            if isinstance(error, OverflowError):
+                what = "a number that is too large"
+            raise InvalidRequest(f"The request holds {what}.") from error
         return sequence
 
     def leave(self, sequence: Sequence) -> None:
         """Forget a sequence; if it has not ended, tell the process to end it."""
-        del self._by_id[sequence.id], self._by_wire_id[sequence.request.id]
+        del self._by_id[sequence.id], self._by_wire_id[sequence.wire_id]
         if not sequence.ended:
-            sequence.end(None)
-            self._send(Abort(id=sequence.request.id))
+            if sequence.inside:
+                self._send(Abort(id=sequence.wire_id))
+            self._end(sequence, None)
 
     def dispatch(self, item: SequenceEvent) -> None:
         """Hand an event to its sequence. Those of sequences that have left are dropped."""
@@ -110,28 +125,99 @@ class Sequences:
             return
         event = item.event
         if isinstance(event, Failure):
-            sequence.end(to_error(event))
+            self._end(sequence, to_error(event))
             return
-        if isinstance(event, Delta):
-            sequence.tokens.extend(event.tokens)
+        if sequence.take_in(event) and not self._put(sequence, event):
+            self._send(Abort(id=item.id))
+        elif isinstance(event, Finished):
+            self._end(sequence, None)
+        elif item.id == self._quarantine.trial and sequence.proven:
+            self._enter(self._quarantine.proven(item.id))
+
+    def stepped(self, steps: int) -> None:
+        """The process has done so many steps since it is there."""
+        self._enter(self._quarantine.stepped(steps))
+
+    def on_ready(self) -> None:
+        """A process is there: it takes up those that are held."""
+        self._stop_giving_up()
+        self._enter(self._quarantine.up())
+
+    def on_down(self) -> None:
+        """The process is gone: hold what was in it."""
+        loop = asyncio.get_running_loop()
+        running = [s for s in self._by_id.values() if s.inside and not s.ended]
+        self._quarantine.down({s.wire_id: s.standing for s in running})
+        for sequence in running:
+            sequence.drop_out(loop.time())
+        self._giving_up = loop.call_later(self._replay_seconds, self._give_up)
+
+    def on_ended(self, *, killed: bool) -> None:
+        """It is known how the process ended: by itself, or `killed`."""
+        convicted = self._quarantine.judge(killed=killed)
+        if convicted is not None:
+            self.quarantined += 1
+            error = RequestQuarantined("The engine ended each time it ran this request.")
+            self._end(self._by_wire_id[convicted], error)
+
+    def end_all(self, error: Callable[[], EngineError]) -> None:
+        """End every sequence that has not ended: no process will take them up."""
+        self._stop_giving_up()
+        self._quarantine.down({})  # nobody enters in place of those that end
+        for sequence in self._by_id.values():
+            if not sequence.ended:
+                sequence.inside = False
+                self._end(sequence, error())
+
+    def _enter(self, wire_ids: Iterable[str]) -> None:
+        """Hand sequences to the process, as new ones or to go on with."""
+        entering = deque(wire_ids)
+        while entering:
+            sequence = self._by_wire_id[entering.popleft()]
+            again = sequence.submitted
+            submit = sequence.enter()
+            if again and sequence.accepted:
+                self.replays += 1
+                if not self._put(sequence, self._restarted(sequence)):
+                    continue
+            self._send(submit)
+            if sequence.channel.parked:
+                self._send(Park(id=sequence.wire_id))
+                entering.extend(self._quarantine.parked(sequence.wire_id))
+
+    def _restarted(self, sequence: Sequence) -> Restarted:
+        paused = asyncio.get_running_loop().time() - sequence.outside_since
+        return Restarted(replayed_tokens=len(sequence.tokens), paused_seconds=paused)
+
+    def _put(self, sequence: Sequence, event: Event) -> bool:
+        """Give the consumer an event; False where it has ended for want of room."""
         try:
             sequence.channel.put_nowait(event)
         except ChannelFull:
-            self._send(Abort(id=item.id))
-            sequence.end(EngineError("The engine did not slow down for a slow reader."))
-            return
-        if isinstance(event, Finished):
-            sequence.end(None)
+            self._end(sequence, EngineError("The engine did not slow down for a slow reader."))
+            return False
+        return True
 
-    def end_all(self, error: Callable[[], EngineError]) -> None:
-        """End every sequence that has not ended: the process is gone.
+    def _end(self, sequence: Sequence, error: EngineError | None) -> None:
+        sequence.end(error)
+        self._enter(self._quarantine.leave(sequence.wire_id))
 
-        Who wants to go on with them in a new process finds here, before they end, each
-        `request` and its `tokens`.
-        """
-        for sequence in self._by_id.values():
-            if not sequence.ended:
-                sequence.end(error())
+    def _park(self, wire_id: str) -> None:
+        if self._by_wire_id[wire_id].inside:
+            self._send(Park(id=wire_id))
+            self._enter(self._quarantine.parked(wire_id))
+
+    def _resume(self, wire_id: str) -> None:
+        if self._by_wire_id[wire_id].inside:
+            self._send(Resume(id=wire_id))
+
+    def _give_up(self) -> None:
+        self.end_all(lambda: EngineDied("The engine ended while this request was running."))
+
+    def _stop_giving_up(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
 
 
 def _check(request: GenerationRequest) -> None:

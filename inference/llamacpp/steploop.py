@@ -9,11 +9,15 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from inference.errors import DecodeFailed, EngineError, EngineOverloaded
 from inference.llamacpp.context import Context, Row
+from inference.llamacpp.devicechains import DeviceChains
+from inference.llamacpp.disktier import Fetched, Outcome, Stored
+from inference.llamacpp.draftmodel import DraftModel
 from inference.llamacpp.generation import Generation
 from inference.llamacpp.messages import (
     Abort,
@@ -24,9 +28,10 @@ from inference.llamacpp.messages import (
     SequenceEvent,
     to_failure,
 )
+from inference.llamacpp.queueview import Notices, Outlook
 from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.sequence import Phase, StepPlan
-from inference.types import Accepted, Delta, EngineStats, Finished, Started
+from inference.llamacpp.sequence import Entry, Phase, StepPlan
+from inference.types import Accepted, EngineStats, Event, Finished, Queued, Started
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class Close:
     """End the loop after the step that is running."""
 
 
-Command: TypeAlias = Generation | Abort | Park | Resume | Close
+Command: TypeAlias = Generation | Abort | Park | Resume | Stored | Fetched | Close
 
 
 class StepLoop:
@@ -53,8 +58,14 @@ class StepLoop:
         send: Callable[[Report], object],
         lanes: int,
         max_waiting: int,
+        device: DeviceChains | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
-        """`send` takes one report a step; `max_waiting` bounds the queue."""
+        """`send` takes one report a step; `max_waiting` bounds the queue.
+
+        With `device`, tokens are drawn there where that can be done and pays. With
+        `draft_model`, it proposes tokens where that pays.
+        """
         self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.stats = EngineStats(lanes_total=lanes, cache_total=context.cells)
         self._scheduler = scheduler
@@ -62,15 +73,23 @@ class StepLoop:
         self._send = send
         self._lanes = lanes
         self._max_waiting = max_waiting
+        self._device = device
+        self._draft_model = draft_model
         self._generations: dict[str, Generation] = {}
         self._events: list[SequenceEvent] = []
+        self._notices = Notices()
+        self._outlook = Outlook()
         self._steps = 0
         self._generation_tokens = 0
         self._step_seconds = 0.0
         self._decode_seconds = 0.0
+        if context.disk is not None:
+            context.disk.start(self.inbox.put)
 
     def run(self) -> None:
         """Loop until `Close`. Raises `FatalDecode` when the context is lost."""
+        if self._draft_model is not None:
+            self._scheduler.offer(self._draft_model.probe())
         idle = True
         while True:
             began = time.monotonic()
@@ -79,31 +98,45 @@ class StepLoop:
                 began = time.monotonic()
             for command in commands:
                 if isinstance(command, Close):
+                    self._store_all()
                     return
                 self._obey(command)
+            self._give_up_late()
+            drafting = self._propose()
             plan = self._scheduler.plan()
             for op in plan.ops:
                 self._context.run(op)
             self._note_started(plan)
-            if commands:
-                self._report()  # what is known already does not wait for the decode
+            self._note_queued()
+            if commands or plan.started:
+                # What is known already does not wait for the decode. And should that end
+                # the process, the server has to know who took part in it.
+                self._report()
             idle = not plan.entries
             if plan.entries:
-                self._step(plan, began)
+                self._step(plan, began, drafting=drafting)
                 self._report()
 
     def _drain(self, *, block: bool) -> list[Command]:
-        """Everything in the inbox; with `block`, at least one command."""
-        commands = [self.inbox.get()] if block else []
+        """Everything in the inbox; with `block`, at least one command, or a late file."""
+        commands: list[Command] = []
+        if block:
+            disk = self._context.disk
+            patience = None if disk is None else disk.patience(time.monotonic())
+            with suppress(queue.Empty):
+                commands.append(self.inbox.get(timeout=patience))
         while True:
             try:
                 commands.append(self.inbox.get_nowait())
             except queue.Empty:
                 return commands
 
-    def _obey(self, command: Generation | Abort | Park | Resume) -> None:
+    def _obey(self, command: Generation | Abort | Park | Resume | Outcome) -> None:
         if isinstance(command, Generation):
             self._queue(command)
+            return
+        if isinstance(command, Stored | Fetched):
+            self._settle(command)
             return
         if command.id not in self._scheduler:
             return  # it ended while the command was on its way
@@ -117,15 +150,48 @@ class StepLoop:
             case _:
                 assert_never(command)
 
+    def _settle(self, outcome: Outcome) -> None:
+        """Tell memory first, then the scheduler, what became of a file."""
+        if self._context.disk is not None:
+            self._context.disk.settle(outcome)
+        match outcome:
+            case Stored(file=file, ok=ok):
+                self._scheduler.disk.was_stored(file, ok=ok)
+            case Fetched(file=file, ok=ok, count=count, seconds=seconds):
+                self._scheduler.was_fetched(file, ok=ok, tokens=count, seconds=seconds)
+            case _:
+                assert_never(outcome)
+
+    def _give_up_late(self) -> None:
+        """Let sequences compute what the disk has not brought in time."""
+        if self._context.disk is not None:
+            for file in self._context.disk.late(time.monotonic()):
+                self._scheduler.disk.is_late(file)
+
+    def _store_all(self) -> None:
+        """Hand over what is worth keeping for the next process."""
+        if self._context.disk is None:
+            return
+        self._context.disk.store_all()
+        for op in self._scheduler.store_all():
+            self._context.run(op)
+
     def _queue(self, generation: Generation) -> None:
         id = generation.request.id
-        if self._scheduler.count(Phase.WAITING) >= self._max_waiting:
+        full = self._scheduler.count(Phase.WAITING) >= self._max_waiting
+        if full and generation.resumes is None:
             generation.close()
             self._emit(id, EngineOverloaded(f"{self._max_waiting} requests are waiting already."))
             return
         self._generations[id] = generation
         request = generation.request
-        self._scheduler.add(id, generation.prompt, client=request.client, priority=request.priority)
+        self._scheduler.add(
+            id,
+            generation.known,
+            client=request.client,
+            priority=request.priority,
+            limit=generation.limit,
+        )
         self._emit(id, Accepted(prompt_tokens=len(generation.prompt)))
 
     def _note_started(self, plan: StepPlan) -> None:
@@ -136,31 +202,68 @@ class StepLoop:
             waited = time.monotonic() - generation.queued_at
             self._emit(id, Started(cached_tokens=shared, queue_seconds=waited))
 
-    def _step(self, plan: StepPlan, began: float) -> None:
+    def _note_queued(self) -> None:
+        """Look at the queue, if it is time, and tell those their place who wait."""
+        scheduler, now = self._scheduler, time.monotonic()
+        sequences = scheduler.count(Phase.RUNNING) + scheduler.count(Phase.WAITING)
+        if not self._notices.due(sequences=sequences, now=now):
+            return
+        self._outlook = scheduler.outlook()
+        for place in self._notices.news(self._outlook, now=now):
+            news = Queued(position=place.position, expected_seconds=place.seconds)
+            self._emit(place.id, news)
+
+    def _propose(self) -> float:
+        """Ask the draft model for what the scheduler wants of it; returns the seconds it took."""
+        if self._draft_model is None:
+            return 0.0
+        asking = self._scheduler.asking()
+        if asking is None:
+            return 0.0
+        began = time.monotonic()
+        self._scheduler.offer(self._draft_model.propose(asking, self._scheduler.tokens))
+        return time.monotonic() - began
+
+    def _step(self, plan: StepPlan, began: float, *, drafting: float) -> None:
+        """Decode and sample; `drafting` of the seconds since it `began` were a draft model's."""
         rows = [
-            Row(lane=e.lane, start=e.start, tokens=e.tokens, wants_logits=e.samples)
+            Row(lane=e.lane, start=e.start, tokens=e.tokens, outputs=e.outputs)
             for e in plan.entries
         ]
+        if self._device is not None:
+            self._device.prepare(plan.entries, self._generations)
         decoding = time.monotonic()
         outputs = self._context.decode(rows)
         decoded = time.monotonic()
-        sampled: dict[str, int] = {}
+        sampled: dict[str, list[int]] = {}
         ended: list[str] = []
         for entry in plan.entries:
             if not entry.samples:
                 continue
-            token, over = self._sample(entry.id, outputs[entry.lane])
-            sampled[entry.id] = token
+            sampled[entry.id], over = self._draw(entry, outputs[entry.lane])
             if over:
                 ended.append(entry.id)
         now = time.monotonic()
-        self._scheduler.apply(plan, sampled, seconds=now - began)
+        self._scheduler.apply(plan, sampled, seconds=now - began - drafting)
         for id in ended:
             self._end(id)
         self._steps += 1
-        self._generation_tokens += len(sampled)
+        self._generation_tokens += sum(map(len, sampled.values()))
         self._step_seconds += now - began
-        self._decode_seconds += decoded - decoding
+        self._decode_seconds += decoded - decoding + drafting
+
+    def _draw(self, entry: Entry, index: int) -> tuple[list[int], bool]:
+        """Tokens from the entry's outputs, from `index` on, as far as its drafts are right.
+
+        Returns them and whether the sequence is over.
+        """
+        drawn: list[int] = []
+        while True:
+            token, over = self._sample(entry.id, index + len(drawn))
+            right = token == entry.draft(len(drawn))
+            drawn.append(token)
+            if over or not right:
+                return drawn, over
 
     def _sample(self, id: str, index: int) -> tuple[int, bool]:
         """Draw a token and emit what it means; returns it and whether the sequence is over."""
@@ -175,31 +278,47 @@ class StepLoop:
 
     def _end(self, id: str) -> None:
         self._scheduler.end(id)
+        if self._draft_model is not None:
+            self._draft_model.forget(id)
         self._generations.pop(id).close()
 
-    def _emit(self, id: str, event: Accepted | Started | Delta | Finished | EngineError) -> None:
-        wire: Accepted | Started | Delta | Finished | Failure
+    def _emit(self, id: str, event: Event | EngineError) -> None:
+        wire: Event | Failure
         wire = to_failure(event) if isinstance(event, EngineError) else event
         self._events.append(SequenceEvent(id=id, event=wire))
 
     def _report(self) -> None:
         scheduler, lanes = self._scheduler, self._scheduler.lanes
-        running = scheduler.count(Phase.RUNNING)
+        running, waiting = scheduler.count(Phase.RUNNING), scheduler.count(Phase.WAITING)
+        full = waiting > 0 or running >= self._lanes
+        disk = scheduler.disk
         self.stats = EngineStats(
             running=running,
-            waiting=scheduler.count(Phase.WAITING),
+            waiting=waiting,
             parked=scheduler.count(Phase.PARKED),
+            waiting_tokens=self._outlook.tokens if waiting else 0,
+            expected_wait_seconds=self._outlook.expected_wait if full else 0.0,
+            prefill_token_seconds=scheduler.prefill_token_seconds,
             lanes_total=self._lanes,
             cache_used=lanes.used,
             cache_total=lanes.cells,
             host_used=scheduler.host.used,
             host_total=scheduler.host.capacity,
+            disk_used=disk.used,
+            disk_total=disk.capacity,
+            disk_stores=disk.stored,
+            disk_fetches=disk.fetched,
+            disk_failures=disk.failed,
+            disk_fetch_timeouts=disk.late,
             prefix_queries=scheduler.prefix_queries,
             prefix_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
             steps=self._steps,
             prompt_tokens=scheduler.prefilled,
             generation_tokens=self._generation_tokens,
+            device_sampled_tokens=0 if self._device is None else self._device.tokens,
+            draft_tokens=scheduler.drafted,
+            draft_tokens_accepted=scheduler.accepted,
             step_seconds=self._step_seconds,
             decode_seconds=self._decode_seconds,
         )

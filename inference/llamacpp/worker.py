@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import assert_never
 
 import llama_cpp
@@ -25,6 +26,10 @@ from inference.errors import EngineError, ModelLoadError, TemplateError
 from inference.llamacpp.bindings import TEMPLATE_KEY, Model
 from inference.llamacpp.connection import Connection
 from inference.llamacpp.context import Context
+from inference.llamacpp.devicechains import device_chains
+from inference.llamacpp.diskfiles import Origin
+from inference.llamacpp.diskstart import Disk, open_disk, weights_digest
+from inference.llamacpp.draftmodel import DraftModel, load_draft
 from inference.llamacpp.hostcache import HostCache
 from inference.llamacpp.hostmemory import BLOCK_BYTES
 from inference.llamacpp.intake import Intake
@@ -37,6 +42,8 @@ from inference.llamacpp.messages import (
     LoadFailed,
     Loading,
     Park,
+    Ping,
+    Pong,
     Ready,
     Refused,
     Reply,
@@ -50,13 +57,16 @@ from inference.llamacpp.messages import (
     to_failure,
 )
 from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.sizes import cache_sizes
+from inference.llamacpp.sizes import CacheSizes, cache_sizes
+from inference.llamacpp.speculation import STEP_MAX, Speculator
 from inference.llamacpp.steploop import Close, StepLoop
 from inference.llamacpp.template import ChatTemplate
 from inference.llamacpp.threads import physical_cores
 from inference.types import ModelInfo
 
 PROGRESS_STEP = 0.01
+# How long the end waits for files to be written; the server ends us after a little more.
+DISK_CLOSE_SECONDS = 3.0
 
 
 def main() -> None:
@@ -108,14 +118,28 @@ class Worker:
             batch_tokens=batch_tokens,
             threads=threads,
             host_bytes=config.host_memory_bytes,
+            drafts=STEP_MAX,
+        ).result()
+        self._device = self._steps.submit(
+            device_chains,
+            config.device_sampling,
+            self._context,
+            vocab_size=self._model.vocab_size,
+            lanes=config.lanes,
+            on_gpu=_on_gpu(config.gpu_layers),
         ).result()
         template, problem = self._chat_template(config)
         self._intake = Intake(self._model, template, problem=problem, context=sizes.length)
         share = self._model.shares_prefixes()
+        speculator = Speculator() if share and config.speculation == "auto" else None
+        disk = self._open_disk(config, sizes, whole=not share)
+        self._context.disk = None if disk is None else disk.tier
+        lent = 0 if disk is None else disk.tier.lend_bytes
+        self._draft_model = self._load_draft(config, cells=sizes.cells, threads=threads)
         scheduler = Scheduler(
             sizes.lanes(),
             HostCache(
-                capacity=self._context.host.blocks * BLOCK_BYTES,
+                capacity=self._context.host.blocks * BLOCK_BYTES - lent,
                 token_bytes=self._context.bytes_per_token,
                 block_bytes=BLOCK_BYTES,
                 whole=not share,
@@ -124,6 +148,8 @@ class Worker:
             batch_tokens=batch_tokens,
             target_seconds=config.target_itl_seconds,
             share=share,
+            speculator=speculator,
+            disk=None if disk is None else disk.index,
         )
         self._loop = StepLoop(
             scheduler,
@@ -131,6 +157,8 @@ class Worker:
             send=connection.send,
             lanes=config.lanes,
             max_waiting=config.max_waiting,
+            device=self._device,
+            draft_model=self._draft_model,
         )
         self._info = ModelInfo(
             id=config.model_id,
@@ -150,6 +178,42 @@ class Worker:
             threads=threads,
         )
 
+    def _open_disk(self, config: WorkerConfig, sizes: CacheSizes, *, whole: bool) -> Disk | None:
+        """The disk tier that `config` asks for, None without one."""
+        if not config.disk_bytes:
+            return None
+        origin = Origin(
+            model=weights_digest(Path(config.model_path)),
+            llama_cpp=llama_cpp.__version__,
+            layout=sizes.layout,
+            device=_device(config.gpu_layers),
+            token_bytes=self._context.bytes_per_token,
+        )
+        return open_disk(
+            Path(config.disk_dir),
+            capacity=config.disk_bytes,
+            origin=origin,
+            memory=self._context.host,
+            fetch_seconds=config.disk_fetch_seconds,
+            whole=whole,
+        )
+
+    def _load_draft(self, config: WorkerConfig, *, cells: int, threads: int) -> DraftModel | None:
+        """The draft model that `config` asks for. Raises `ModelLoadError`."""
+        if not config.draft_path or config.speculation == "off":
+            return None
+        draft = load_draft(
+            config.draft_path,
+            id=config.draft_id,
+            target=self._model,
+            target_id=config.model_id,
+            gpu_layers=config.gpu_layers,
+        )
+        made = self._steps.submit(
+            DraftModel, draft, lanes=config.lanes, cells=cells, threads=threads
+        )
+        return made.result()
+
     def serve(self) -> None:
         """Announce readiness and handle messages until the server has gone."""
         steps = self._steps.submit(self._run_steps)
@@ -160,14 +224,20 @@ class Worker:
         finally:  # also when a message cannot be read: no loop may outlive this thread
             self._loop.inbox.put(Close())
         steps.result()
+        if self._context.disk is not None:
+            self._context.disk.close(DISK_CLOSE_SECONDS)
+        if self._device is not None:
+            self._device.close()
         self._context.close()
+        if self._draft_model is not None:
+            self._draft_model.close()
         self._model.close()
 
     def _handle(self, message: ToWorker) -> None:
         match message:
-            case Submit(request=request):
+            case Submit(request=request, resumes=resumes):
                 try:
-                    self._loop.inbox.put(self._intake.generation(request))
+                    self._loop.inbox.put(self._intake.generation(request, resumes))
                 except Exception as error:
                     event = SequenceEvent(id=request.id, event=_failure(error))
                     self._connection.send(Report(events=(event,), stats=self._loop.stats))
@@ -178,6 +248,8 @@ class Worker:
                     self._connection.send(Reply(call=message.call, value=self._answer(message)))
                 except Exception as error:
                     self._connection.send(Refused(call=message.call, failure=_failure(error)))
+            case Ping():
+                self._connection.send(Pong())
             case WorkerConfig():
                 raise ValueError("a second configuration")
             case _:
@@ -252,8 +324,13 @@ def _failure(error: Exception) -> Failure:
     return to_failure(EngineError("The engine could not read this request."))
 
 
+def _on_gpu(gpu_layers: int) -> bool:
+    """Whether a GPU has layers; the output layer is the first that one gets."""
+    return gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
+
+
 def _device(gpu_layers: int) -> str:
-    if gpu_layers == 0 or not llama_cpp.llama_supports_gpu_offload():
+    if not _on_gpu(gpu_layers):
         return "CPU"
     return "GPU" if gpu_layers < 0 else f"GPU ({gpu_layers} layers)"
 

@@ -11,9 +11,11 @@ from inference.scripted.script import (
     Fault,
     Hang,
     RefuseTemplate,
+    Restart,
     Rule,
     Script,
     ScriptError,
+    Wait,
     load_script,
 )
 
@@ -23,9 +25,11 @@ __all__ = [
     "Fault",
     "Hang",
     "RefuseTemplate",
+    "Restart",
     "Rule",
     "Script",
     "ScriptError",
     "ScriptedEngine",
+    "Wait",
     "load_script",
 ]

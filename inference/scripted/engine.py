@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import assert_never
 
+import msgspec
+
 from inference.errors import (
     DecodeFailed,
     EngineDied,
@@ -22,7 +24,7 @@ from inference.errors import (
 from inference.lifecycle import Lifecycle
 from inference.scripted import pieces, reply
 from inference.scripted.lanes import Lanes, Run
-from inference.scripted.script import Die, Fail, Hang, RefuseTemplate, Rule, Script
+from inference.scripted.script import Die, Fail, Hang, RefuseTemplate, Restart, Rule, Script
 from inference.types import (
     Accepted,
     ChatPrompt,
@@ -36,6 +38,8 @@ from inference.types import (
     GenerationRequest,
     ModelInfo,
     Prompt,
+    Queued,
+    Restarted,
     Started,
     Usage,
 )
@@ -46,6 +50,7 @@ _DEFAULT_RULE = Rule()
 class ScriptedEngine:
     """One scripted engine; `inference.engine` says what its methods promise.
 
+    Who has to wait is told its place once; when it will start is not guessed.
     `requests_seen` counts generations that were begun, whatever became of them.
     `_faults_met` says how often each rule's fault has struck. One event loop owns all
     that changes here: the counters, `_life`, `_lanes` and the timer of a revival.
@@ -62,6 +67,7 @@ class ScriptedEngine:
         self._faults_met: dict[Rule, int] = {}
         self._prompt_tokens = 0
         self._steps = 0
+        self._replays = 0
 
     async def start(self) -> None:
         """Wait for the script's `load_seconds`. Raises its `load_error` if it has one."""
@@ -123,6 +129,11 @@ class ScriptedEngine:
             loop = asyncio.get_running_loop()
             accepted_at = loop.time()
             yield Accepted(prompt_tokens=run.prompt_tokens)
+            for wait in rule.queued:
+                yield Queued(position=wait.position, expected_seconds=wait.expected_seconds)
+                await run.pause(wait.seconds)
+            if not run.has_lane:
+                yield Queued(position=self._lanes.position(run), expected_seconds=0.0)
             while not run.has_lane:
                 await run.pause(None)
             started_at = loop.time()
@@ -133,6 +144,8 @@ class ScriptedEngine:
             for number in range(answer.length):
                 await self._meet_fault(run)
                 await run.pause(due - loop.time())
+                if run.restarts != self._life.restarts:
+                    yield await self._taken_up(run)
                 due += rule.token_seconds
                 run.written += 1
                 self._steps += 1
@@ -174,9 +187,12 @@ class ScriptedEngine:
 
     def stats(self) -> EngineStats:
         """The numbers now. One token is one step; counters outlive a scripted death."""
+        full = self._lanes.busy >= self._lanes.total
         return EngineStats(
             running=self._lanes.busy,
             waiting=self._lanes.waiting,
+            waiting_tokens=self._lanes.waiting_tokens,
+            expected_wait_seconds=self._script.expected_wait_seconds if full else 0.0,
             lanes_total=self._lanes.total,
             cache_used=self._lanes.tokens,
             cache_total=self._script.lanes * self._script.context_length,
@@ -193,7 +209,8 @@ class ScriptedEngine:
         elif self._load_began is not None and self._script.load_seconds > 0:
             elapsed = asyncio.get_running_loop().time() - self._load_began
             progress = min(1.0, elapsed / self._script.load_seconds)
-        return self._life.health(load_progress=progress)
+        health = self._life.health(load_progress=progress)
+        return msgspec.structs.replace(health, replays=self._replays)
 
     async def state_changed(self) -> None:
         """Return after the next change of `health().state`; nothing follows CLOSED."""
@@ -211,7 +228,8 @@ class ScriptedEngine:
             self._faults_met[rule] = met + 1
         if isinstance(fault, RefuseTemplate):
             raise TemplateError("The chat template refused the messages.", param="messages")
-        return Run(request, fault, reply.prompt_tokens(request.prompt))
+        prompt_tokens = reply.prompt_tokens(request.prompt)
+        return Run(request, fault, prompt_tokens, restarts=self._life.restarts)
 
     def _answer(self, rule: Rule, request: GenerationRequest, run: Run) -> reply.Answer:
         """What will be said. Raises the `RequestError` of whatever cannot be accepted."""
@@ -233,9 +251,15 @@ class ScriptedEngine:
         if fault is None or isinstance(fault, RefuseTemplate) or run.written < fault.after_tokens:
             return
         run.check()
+        if self._life.state is EngineState.RESTARTING:
+            return  # it strikes once the engine is back
         match fault:
+            case Restart():
+                run.fault = None
+                self._end(fault.restart_seconds, "")
             case Die():
-                self._die(fault)
+                self._end(fault.restart_seconds, fault.restart_error)
+                self._lanes.end_all(EngineDied("The engine ended while this request was running."))
                 run.check()
             case Fail():
                 raise DecodeFailed("The engine could not decode this request.")
@@ -245,11 +269,20 @@ class ScriptedEngine:
             case _:
                 assert_never(fault)
 
-    def _die(self, fault: Die) -> None:
+    def _end(self, restart_seconds: float, restart_error: str) -> None:
+        """End the engine; it is back, or has failed for good, after so long."""
         self._life.move(EngineState.RESTARTING, "The engine died, as its script says.")
-        self._lanes.end_all(EngineDied("The engine ended while this request was running."))
         loop = asyncio.get_running_loop()
-        to = EngineState.FAILED if fault.restart_error else EngineState.READY
-        self._revival = loop.call_later(
-            fault.restart_seconds, self._life.move, to, fault.restart_error
-        )
+        to = EngineState.FAILED if restart_error else EngineState.READY
+        self._revival = loop.call_later(restart_seconds, self._life.move, to, restart_error)
+
+    async def _taken_up(self, run: Run) -> Restarted:
+        """Wait until the engine is back; what it then says to this sequence."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while self._life.state is EngineState.RESTARTING:
+            await self._life.changed()
+        run.check()
+        run.restarts = self._life.restarts
+        self._replays += 1
+        return Restarted(replayed_tokens=run.written, paused_seconds=loop.time() - began)

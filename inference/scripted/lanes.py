@@ -12,14 +12,23 @@ from inference.types import GenerationRequest
 class Run:
     """One sequence. Its generator pauses in it; `Lanes` and the engine wake or end it.
 
-    `has_lane`, `written`, `_error` and `_waiter` change, all on the engine's event loop.
+    `restarts` are the engine's that it has seen. Mutable: `fault`, `has_lane`, `written`,
+    `restarts`, `_error` and `_waiter`; all on the engine's event loop.
     """
 
-    def __init__(self, request: GenerationRequest, fault: Fault | None, prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        fault: Fault | None,
+        prompt_tokens: int,
+        *,
+        restarts: int,
+    ) -> None:
         self.id = request.id
         self.priority = request.priority
         self.fault = fault
         self.prompt_tokens = prompt_tokens
+        self.restarts = restarts
         self.written = 0
         self.has_lane = False
         self._error: EngineError | None = None
@@ -83,6 +92,11 @@ class Lanes:
         return sum(not run.has_lane for run in self._runs.values())
 
     @property
+    def waiting_tokens(self) -> int:
+        """Prompt tokens of the sequences without a lane."""
+        return sum(run.prompt_tokens for run in self._runs.values() if not run.has_lane)
+
+    @property
     def tokens(self) -> int:
         """Tokens, read and written, of the sequences with a lane."""
         return sum(run.prompt_tokens + run.written for run in self._runs.values() if run.has_lane)
@@ -99,6 +113,11 @@ class Lanes:
             raise EngineOverloaded(f"The queue is full: {waiting} requests are waiting.")
         self._runs[run.id] = run
         self._grant()
+
+    def position(self, run: Run) -> int:
+        """The place of a waiting sequence; 1 gets the next lane."""
+        waiting = [other for other in self._runs.values() if not other.has_lane]
+        return 1 + sorted(waiting, key=lambda other: -other.priority).index(run)
 
     def leave(self, run: Run) -> None:
         """Give its lane to the next; no harm where `end_all` already took it."""

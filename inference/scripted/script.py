@@ -37,6 +37,13 @@ class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the tables of a script: immutable, unknown keys refused."""
 
 
+class Restart(Part, frozen=True, tag_field="kind", tag="restart"):
+    """The engine ends after so many tokens and restarts, and all its sequences go on."""
+
+    after_tokens: Tokens = 0
+    restart_seconds: Seconds = 1.0
+
+
 class Die(Part, frozen=True, tag_field="kind", tag="die"):
     """The engine ends after so many tokens, with all its sequences, and restarts.
 
@@ -64,7 +71,15 @@ class RefuseTemplate(Part, frozen=True, tag_field="kind", tag="template_error"):
     """The chat template refuses the messages, before anything starts."""
 
 
-Fault: TypeAlias = Die | Fail | Hang | RefuseTemplate
+class Wait(Part, frozen=True):
+    """A place in the queue that a request is told, and how long it then stands there."""
+
+    position: Annotated[int, Meta(ge=1)]
+    expected_seconds: Seconds = 0.0
+    seconds: Seconds = 0.0
+
+
+Fault: TypeAlias = Restart | Die | Fail | Hang | RefuseTemplate
 
 
 class Rule(Part, frozen=True):
@@ -73,14 +88,16 @@ class Rule(Part, frozen=True):
     `match` is a regular expression, searched in the last user text; None matches all.
     `reply` is the whole answer; None makes one up from words, as long as `max_tokens`
     allows, or `DEFAULT_WORDS` where the request names no limit. The first token comes
-    after `first_token_seconds`, each further one `token_seconds` later. `fault` befalls
-    the first `fault_times` requests of the rule, all of them when that is None.
+    after `first_token_seconds`, each further one `token_seconds` later. Before it starts
+    the request is told the places of `queued`, one after the other. `fault` befalls the
+    first `fault_times` requests of the rule, all of them when that is None.
     """
 
     match: str | None = None
     reply: str | None = None
     first_token_seconds: Seconds = 0.0
     token_seconds: Seconds = 0.0
+    queued: tuple[Wait, ...] = ()
     fault: Fault | None = None
     fault_times: Annotated[int, Meta(ge=1)] | None = None
 
@@ -101,11 +118,15 @@ DEFAULT_WORDS = 64
 
 
 class Script(Part, frozen=True):
-    """One scripted engine. `load_error`, when given, is what loading fails with."""
+    """One scripted engine. `load_error`, when given, is what loading fails with.
+
+    `expected_wait_seconds` is what its statistics say while all lanes are busy.
+    """
 
     lanes: Annotated[int, Meta(ge=1)] = 16
     context_length: Annotated[int, Meta(ge=1)] = 8192
     max_waiting: Annotated[int, Meta(ge=0)] = 1024
+    expected_wait_seconds: Seconds = 0.0
     load_seconds: Seconds = 0.0
     load_error: str = ""
     rules: tuple[Rule, ...] = ()

@@ -28,10 +28,12 @@ from inference.scripted import (
     Fault,
     Hang,
     RefuseTemplate,
+    Restart,
     Rule,
     Script,
     ScriptedEngine,
     ScriptError,
+    Wait,
     load_script,
     pieces,
 )
@@ -45,6 +47,8 @@ from inference.types import (
     Finished,
     FinishReason,
     GenerationRequest,
+    Queued,
+    Restarted,
     SamplingParams,
     Started,
     TextPrompt,
@@ -289,6 +293,32 @@ def test_lanes_queue_by_priority_and_free_on_close() -> None:
     run(Script(lanes=1, max_waiting=3), scenario)
 
 
+def test_places_in_the_queue_can_be_scripted() -> None:
+    rule = Rule(queued=(Wait(position=3, expected_seconds=1.5), Wait(position=1)))
+    events = play(Script(rules=(rule,)), request(max_tokens=1))
+    assert events[1:3] == [
+        Queued(position=3, expected_seconds=1.5),
+        Queued(position=1, expected_seconds=0.0),
+    ]
+    assert [type(event) for event in events[3:]] == [Started, Delta, Finished]
+
+
+def test_who_has_to_wait_is_told_its_place() -> None:
+    async def scenario(engine: ScriptedEngine) -> None:
+        async with aclosing(engine.generate(request(id="holder"))) as holder:
+            await anext(holder)
+            for number, priority, position in ((1, 0, 1), (2, 0, 2), (3, 1, 1)):
+                asked = request(id=str(number), priority=priority)
+                waiting = engine.generate(asked)
+                assert await anext(waiting) == Accepted(prompt_tokens=5)
+                assert await anext(waiting) == Queued(position=position, expected_seconds=0.0)
+                stats = engine.stats()
+                assert stats.waiting_tokens == 5 * number
+                assert stats.expected_wait_seconds == 2.5
+
+    run(Script(lanes=1, expected_wait_seconds=2.5), scenario)
+
+
 def test_cancelled_while_waiting_leaves_the_queue() -> None:
     async def scenario(engine: ScriptedEngine) -> None:
         holder = engine.generate(request(id="holder"))
@@ -339,6 +369,36 @@ def test_death_takes_every_sequence_and_the_engine_comes_back() -> None:
             await engine.state_changed()
         assert engine.health().restarts == 1
         assert engine.stats().running == 0
+
+    run(script, scenario)
+
+
+def test_after_a_restart_every_sequence_goes_on() -> None:
+    restart = Restart(after_tokens=2, restart_seconds=0.001)
+    script = Script(rules=(Rule(match="restart", fault=restart),))
+
+    async def scenario(engine: ScriptedEngine) -> None:
+        plain = await collect(engine, request(id="plain"))
+        bystander = engine.generate(request(id="bystander"))
+        before = [await anext(bystander) for _ in range(3)]
+        events = engine.generate(request("restart"))
+        seen = [await anext(events) for _ in range(4)]
+        following = asyncio.ensure_future(anext(events))
+        while engine.health().state is EngineState.READY:
+            await asyncio.sleep(0)
+        with pytest.raises(EngineUnavailable):
+            await collect(engine, request(id="meanwhile"))
+        for soon, number in ((following, 2), (anext(bystander), 1)):
+            restarted = await soon
+            assert isinstance(restarted, Restarted)
+            assert restarted.replayed_tokens == number
+        seen += [event async for event in events]
+        assert len(tokens_of(seen)) == 8
+        before += [event async for event in bystander]
+        assert tokens_of(before) == tokens_of(plain)
+        assert isinstance(before[-1], Finished)
+        health = engine.health()
+        assert (health.restarts, health.replays) == (1, 2)
 
     run(script, scenario)
 

@@ -14,9 +14,17 @@ import pytest
 
 from inference.child import Deadlines, printable
 from inference.errors import EngineUnavailable, ModelLoadError
-from inference.llamacpp.messages import Refused, Reply, Report, Tokenize, WorkerConfig
+from inference.llamacpp.messages import (
+    Refused,
+    Reply,
+    Report,
+    Submit,
+    Tokenize,
+    WorkerConfig,
+)
 from inference.supervisor import RestartPolicy, Supervisor
-from inference.types import EngineState, ModelInfo
+from inference.types import EngineState, GenerationRequest, ModelInfo, TextPrompt
+from inference.watchdog import FIRST_STEP_FACTOR
 from tests.inference.conftest import RunAsync
 
 CONFIG = WorkerConfig(model_id="test", model_path="none")
@@ -30,6 +38,7 @@ class Diary:
     def __init__(self) -> None:
         self.entries: asyncio.Queue[str] = asyncio.Queue()
         self.replies: asyncio.Queue[Report | Reply | Refused] = asyncio.Queue()
+        self.working = False
 
     def on_ready(self, info: ModelInfo) -> None:
         self.entries.put_nowait(f"ready {info.id}")
@@ -37,8 +46,18 @@ class Diary:
     def on_message(self, message: Report | Reply | Refused) -> None:
         self.replies.put_nowait(message)
 
-    def on_down(self, *, closed: bool) -> None:
-        self.entries.put_nowait("closed" if closed else "down")
+    def on_down(self) -> None:
+        self.entries.put_nowait("down")
+
+    def on_ended(self, *, killed: bool) -> None:
+        self.entries.put_nowait("killed" if killed else "ended")
+
+    def on_over(self, *, closed: bool) -> None:
+        self.entries.put_nowait("closed" if closed else "failed")
+
+    @property
+    def owes_steps(self) -> bool:
+        return self.working
 
 
 def supervised(
@@ -114,12 +133,34 @@ def test_killed_process_is_replaced_each_time(run_async: RunAsync) -> None:
             os.kill(pid, signal.SIGKILL)
             assert await diary.entries.get() == "down"
             assert supervisor.health().state is EngineState.RESTARTING
+            assert supervisor.health().reason
             with pytest.raises(EngineUnavailable):
                 supervisor.check()
+            assert await diary.entries.get() == "killed"
         assert await diary.entries.get() == "ready test"
         assert len(pids) == 3
+        assert supervisor.health().hangs == 0
 
     run_async(supervised(scenario))
+
+
+def test_a_process_that_has_worked_is_replaced_at_once(run_async: RunAsync) -> None:
+    async def scenario(supervisor: Supervisor, diary: Diary) -> None:
+        await supervisor.start()
+        flood = GenerationRequest(id="r", prompt=TextPrompt(text="flood"))
+        supervisor.send(Submit(request=flood))
+        steps = 0
+        while steps < policy.steady_steps:
+            report = await diary.replies.get()
+            assert isinstance(report, Report)
+            steps = report.stats.steps
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        told = [await diary.entries.get() for _ in range(4)]
+        assert told == ["ready test", "down", "killed", "ready test"]
+
+    policy = RestartPolicy(first_delay_seconds=3600.0, delay_max_seconds=3600.0)
+    run_async(supervised(scenario, policy=policy))
 
 
 def test_refused_model_fails_at_once(run_async: RunAsync, tmp_path: Path) -> None:
@@ -130,6 +171,7 @@ def test_refused_model_fails_at_once(run_async: RunAsync, tmp_path: Path) -> Non
             await supervisor.start()
         assert supervisor.health().state is EngineState.FAILED
         assert starts.read_text() == "."
+        assert diary.entries.get_nowait() == "failed"
         assert diary.entries.empty()
 
     policy = RestartPolicy(deadlines=IMPATIENT)
@@ -155,8 +197,10 @@ def test_too_many_failed_starts_are_the_end(
             await supervisor.start()
         assert starts.read_text() == "..."
         assert "memory" not in supervisor.health().reason
+        assert diary.entries.get_nowait() == "failed"
         await supervisor.close()
         assert supervisor.health().state is EngineState.CLOSED
+        assert diary.entries.empty()
 
     with caplog.at_level(logging.WARNING):
         run_async(supervised(scenario, "--starts", str(starts), "--behave", "exit"))
@@ -170,6 +214,10 @@ def test_failed_restarts_are_the_end_too(run_async: RunAsync, tmp_path: Path) ->
         while supervisor.health().state is not EngineState.FAILED:
             await supervisor.state_changed()
         assert starts.read_text() == "...."
+        assert "status 4. It was started 3 times in vain." in supervisor.health().reason
+        told = [diary.entries.get_nowait() for _ in range(4)]
+        assert told == ["ready test", "down", "killed", "failed"]
+        assert diary.entries.empty()
 
     starts = tmp_path / "starts"
     run_async(supervised(scenario, "--starts", str(starts), "--behave", "ready,exit"))
@@ -202,6 +250,7 @@ def test_close_before_and_while_loading(run_async: RunAsync) -> None:
         await asyncio.gather(supervisor.close(), supervisor.close())
         with pytest.raises(EngineUnavailable):
             await starting
+        assert diary.entries.get_nowait() == "closed"
         assert diary.entries.empty()
         unstarted = Supervisor(("/nonexistent",), CONFIG, Diary(), POLICY)
         await unstarted.close()
@@ -259,3 +308,39 @@ def test_process_that_ignores_everything_is_killed(run_async: RunAsync, stopped:
     )
     assert pids
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+WATCHFUL = RestartPolicy(first_delay_seconds=0.001, step_seconds=0.1)
+
+
+def test_a_stopped_process_is_killed_though_it_is_idle(run_async: RunAsync) -> None:
+    async def scenario(supervisor: Supervisor, diary: Diary) -> None:
+        await supervisor.start()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGSTOP)
+        told = [await diary.entries.get() for _ in range(4)]
+        assert told == ["ready test", "down", "killed", "ready test"]
+        health = supervisor.health()
+        assert (health.restarts, health.hangs, health.reason) == (1, 1, "")
+
+    run_async(supervised(scenario, policy=WATCHFUL))
+
+
+def test_a_process_that_answers_but_does_no_step_is_killed(
+    run_async: RunAsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(supervisor: Supervisor, diary: Diary) -> None:
+        await supervisor.start()
+        began = asyncio.get_running_loop().time()
+        diary.working = True
+        told = [await diary.entries.get() for _ in range(3)]
+        diary.working = False
+        assert told == ["ready test", "down", "killed"]
+        assert supervisor.health().hangs == 1
+        # The first step has more time. Without its answers it would not have lived as long.
+        lived = asyncio.get_running_loop().time() - began
+        assert lived >= WATCHFUL.step_seconds * FIRST_STEP_FACTOR
+
+    with caplog.at_level(logging.WARNING):
+        run_async(supervised(scenario, policy=WATCHFUL))
+    assert "made no progress" in caplog.text

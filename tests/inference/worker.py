@@ -4,8 +4,10 @@
 last one for all further): ready, exit, refuse, silent, stubborn.
 
 The prompt says what a sequence does, for example "count 3 then die": so many tokens,
-numbered from 0, then what `Worker.then` knows. "flood" sends tokens until it is parked
-and goes on when it is resumed; "overflow" does not mind being parked. The chat template
+numbered from 0, then what `Worker.then` knows. What it says with "once-" before it happens
+in the first process only: in another there are as many tokens again, and the end. "flood"
+sends tokens until it is parked and goes on when it is resumed; "overflow" does not mind
+being parked. "unheard" ends the first process before it is accepted. The chat template
 renders the log of what arrived.
 """
 
@@ -31,11 +33,14 @@ from inference.llamacpp.messages import (
     Loading,
     Message,
     Park,
+    Ping,
+    Pong,
     Ready,
     Refused,
     Reply,
     Report,
     Resume,
+    Resumption,
     SequenceEvent,
     Submit,
     Tokenize,
@@ -101,9 +106,13 @@ class Worker:
 
     def handle(self, message: ToWorker) -> None:
         match message:
-            case Submit(request=request):
-                self.log.append(f"submit {request.id} seed={request.sampling.seed}")
-                self.generate(request)
+            case Submit(request=request, resumes=resumes):
+                done = 0 if resumes is None else len(resumes.tokens)
+                word = "submit" if resumes is None else f"resume-after-{done}"
+                self.log.append(f"{word} {request.id} seed={request.sampling.seed}")
+                self.generate(request, resumes)
+            case Ping():
+                self.send(Pong())
             case Abort(id=id):
                 self.log.append(f"abort {id}")
                 self.floods.pop(id, None)
@@ -141,18 +150,27 @@ class Worker:
         items = tuple(SequenceEvent(id=id, event=event) for event in events)
         self.send(Report(events=items, stats=EngineStats(steps=self.steps, running=1)))
 
-    def generate(self, request: GenerationRequest) -> None:
+    def generate(self, request: GenerationRequest, resumes: Resumption | None) -> None:
         assert isinstance(request.prompt, TextPrompt)
+        done = 0 if resumes is None else len(resumes.tokens)
+        assert resumes is None or resumes.tokens == tuple(range(done))
         id = request.id
+        if request.prompt.text == "unheard" and resumes is None:
+            os.kill(os.getpid(), signal.SIGKILL)
         self.report(id, Accepted(prompt_tokens=3), Started(cached_tokens=0, queue_seconds=0.0))
         if request.prompt.text in ("flood", "overflow"):
-            self.floods[id] = 0
+            self.floods[id] = done
             self.deaf = request.prompt.text == "overflow"
             return
-        _, count, _, then = request.prompt.text.split()
-        for number in range(int(count)):
+        told = request.prompt.text.replace("unheard", "count 2 then finish")
+        _, count, _, then = told.split()
+        until = int(count)
+        if then.startswith("once-"):
+            then = then.removeprefix("once-") if resumes is None else "finish"
+            until *= 1 if resumes is None else 2
+        for number in range(done, until):
             self.report(id, Delta(text=f"{number} ", tokens=(number,)))
-        self.then(then, id, int(count))
+        self.then(then, id, until)
 
     def then(self, then: str, id: str, count: int) -> None:
         finished = Finished(

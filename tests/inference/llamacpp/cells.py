@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 
 from inference.llamacpp.lanes import (
     CopyPrefix,
+    CutLane,
     DropLane,
     DropSaved,
+    DropStored,
+    FetchSaved,
     LaneOp,
     LoadLane,
     SaveLane,
+    StoreSaved,
 )
 
 
@@ -49,7 +53,12 @@ class Cells:
                 for cell in self.cells:
                     cell.lanes.discard(lane)
                 self.cells = [c for c in self.cells if c.lanes]
-
+            case CutLane(lane=lane, tokens=tokens):
+                for cell in self.cells:
+                    if lane in cell.lanes and cell.position >= tokens:
+                        assert cell.lanes == {lane}, "drafts are nobody else's"
+                        cell.lanes.clear()
+                self.cells = [c for c in self.cells if c.lanes]
             case SaveLane(lane=lane, key=key):
                 assert key not in self.saved
                 self.saved[key] = self.tokens(lane)
@@ -62,6 +71,10 @@ class Cells:
                 self.cells = [c for c in self.cells if c.lanes]
             case DropSaved(key=key):
                 del self.saved[key]
+            case StoreSaved(key=key, tokens=tokens):
+                assert self.saved.pop(key) == list(tokens)
+            case FetchSaved() | DropStored():
+                pass  # nothing happens to cells or memory
 
     def compute(self, lane: int, start: int, tokens: Sequence[int]) -> None:
         assert len(self.tokens(lane)) == start, "positions must follow on"

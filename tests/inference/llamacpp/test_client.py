@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -17,7 +15,6 @@ from inference.child import Deadlines
 from inference.engine import Engine
 from inference.errors import (
     DecodeFailed,
-    EngineDied,
     EngineError,
     EngineUnavailable,
     InvalidRequest,
@@ -85,11 +82,6 @@ def running(
             await engine.close()
 
     return run
-
-
-async def in_state(engine: LlamaCppEngine, state: EngineState) -> None:
-    while engine.health().state is not state:
-        await engine.state_changed()
 
 
 async def log_of(engine: LlamaCppEngine) -> list[str]:
@@ -240,31 +232,6 @@ def test_process_that_ignores_parking_loses_the_sequence(run_async: RunAsync) ->
     run_async(running(scenario))
 
 
-@pytest.mark.parametrize("then", ["die", "exit", "hang-up", "garbage", "giant"])
-def test_death_ends_every_stream_and_the_engine_comes_back(run_async: RunAsync, then: str) -> None:
-    async def scenario(engine: LlamaCppEngine) -> None:
-        bystander = engine.generate(request("count 2 then wait", id="bystander"))
-        received = [await anext(bystander)]
-        with pytest.raises(EngineDied):
-            await collect(engine, request(f"count 3 then {then}"))
-        with pytest.raises(EngineUnavailable):
-            await collect(engine, request("count 1 then finish"))
-        with pytest.raises(EngineUnavailable):
-            await engine.tokenize("x")
-        assert engine.stats() == EngineStats()
-        # What had arrived is still delivered, then the error.
-        received += [await anext(bystander) for _ in range(3)]
-        with pytest.raises(EngineDied):
-            await anext(bystander)
-        assert tokens_of(received) == [0, 1]
-        await in_state(engine, EngineState.READY)
-        assert engine.health().restarts == 1
-        assert tokens_of(await collect(engine, request("count 1 then finish"))) == [0]
-        assert await log_of(engine) == ["submit r#2"]
-
-    run_async(running(scenario))
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -284,26 +251,6 @@ def test_what_the_process_could_not_decode_never_reaches_it(
             await collect(engine, msgspec.structs.replace(good, **wrong))
         assert tokens_of(await collect(engine, good)) == [0]
         assert engine.health().restarts == 0
-
-    run_async(running(scenario))
-
-
-def test_kill_in_mid_stream_again_and_again(run_async: RunAsync) -> None:
-    async def scenario(engine: LlamaCppEngine) -> None:
-        for restarts in range(3):
-            assert engine.pid is not None
-            streams = [engine.generate(request("flood", id=f"r{n}")) for n in range(4)]
-            for stream in streams:
-                await anext(stream)
-            os.kill(engine.pid, signal.SIGKILL)
-            for stream in streams:
-                with pytest.raises(EngineDied):
-                    async for _ in stream:
-                        pass
-            assert engine.health().state is EngineState.RESTARTING
-            await in_state(engine, EngineState.READY)
-            assert engine.health().restarts == restarts + 1
-            assert engine.health().reason == ""
 
     run_async(running(scenario))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.hostcache import LEAST_SHARE, LEAST_TOKENS, HostCache
+from inference.llamacpp.hostcache import LEAST_SHARE, LEAST_TOKENS, Change, HostCache
 from inference.llamacpp.lanes import common_prefix
 
 prompts = st.lists(st.lists(st.integers(0, 1), max_size=60), max_size=30)
@@ -16,31 +16,46 @@ prompts = st.lists(st.lists(st.integers(0, 1), max_size=60), max_size=30)
 def test_the_longest_shared_prefix_wins() -> None:
     cache = HostCache(capacity=1000)
     cache.save(list(range(20)))
-    best, _ = cache.save([*range(30), 99])
+    best = cache.save([*range(30), 99]).saved
     cache.save([*range(25), *range(200, 230)])
     assert cache.match(list(range(40))) == (30, best)
 
 
 def test_a_longer_entry_replaces_its_own_beginning() -> None:
     cache = HostCache(capacity=1000)
-    short, _ = cache.save(list(range(20)))
-    assert short is not None
-    long, dropped = cache.save(list(range(40)))
+    short = cache.save(list(range(20))).saved
+    long, replaced, displaced = cache.save(list(range(40)))
     assert long is not None
-    assert dropped == [short.key]
-    assert cache.save(list(range(30))) == (None, [])
+    assert replaced == [short]
+    assert displaced == []
+    assert cache.save(list(range(30))) == Change()
     assert cache.used == 40
 
 
 def test_the_least_recently_used_goes_first() -> None:
     cache = HostCache(capacity=60)
-    first, _ = cache.save([1] * 20)
-    second, _ = cache.save([2] * 20)
+    first = cache.save([1] * 20).saved
+    second = cache.save([2] * 20).saved
     assert first is not None
-    assert second is not None
     cache.touch(first.key)
-    _, dropped = cache.save([3] * 30)
-    assert dropped == [second.key]
+    assert cache.save([3] * 30).displaced == [second]
+
+
+def test_a_reserved_entry_is_neither_found_nor_displaced() -> None:
+    cache = HostCache(capacity=60)
+    cache.save([1] * 20)
+    coming = cache.reserve([2] * 30).saved
+    assert coming is not None
+    assert cache.match([2] * 30) == (0, None)
+    assert cache.save([3] * 40) == Change()
+    kept = cache.save([2] * 30).saved  # somebody computed it meanwhile
+    assert kept is not None
+    assert coming.key in cache
+    cache.release(coming.key)
+    assert cache.match([2] * 30) == (30, kept)
+    cache.remove(coming.key)
+    assert [entry.key for entry in cache.clear()] == [kept.key]
+    assert (cache.used, len(cache)) == (0, 0)
 
 
 def test_a_long_entry_is_not_loaded_for_a_few_tokens() -> None:
@@ -51,7 +66,7 @@ def test_a_long_entry_is_not_loaded_for_a_few_tokens() -> None:
 
 def test_entries_that_cannot_be_cut_match_as_a_whole() -> None:
     cache = HostCache(capacity=1000, whole=True)
-    entry, _ = cache.save(list(range(20)))
+    entry = cache.save(list(range(20))).saved
     assert cache.match(list(range(15))) == (0, None)
     assert cache.match(list(range(25))) == (20, entry)
 
@@ -66,14 +81,15 @@ def test_against_a_plain_search(
     cache = HostCache(capacity=capacity, token_bytes=3, block_bytes=block)
     entries: dict[int, tuple[int, ...]] = {}
     for tokens in saved:
-        entry, dropped = cache.save(tokens)
-        for key in dropped:
-            del entries[key]
+        entry, replaced, displaced = cache.save(tokens)
+        for gone in (*replaced, *displaced):
+            assert entries.pop(gone.key) == gone.tokens
+        assert all(gone.tokens == tuple(tokens[: len(gone.tokens)]) for gone in replaced)
         if entry is not None:
             entries[entry.key] = entry.tokens
         assert cache.used == sum(map(cost, entries.values())) <= capacity
         assert len(cache) == len(entries)
-        assert entry is not None or not dropped
+        assert entry is not None or not (replaced or displaced)
         covered = any(e[: len(tokens)] == tuple(tokens) for e in entries.values())
         assert covered or len(tokens) < LEAST_TOKENS or cost(tokens) > capacity
     expected = max(

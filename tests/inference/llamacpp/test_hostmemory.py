@@ -38,6 +38,39 @@ def test_what_is_kept_comes_back_whole(steps: list[tuple[int, bool]]) -> None:
             assert np.array_equal(memory.get(each), expected)
 
 
+def test_lent_blocks_are_out_of_use_until_they_come_back() -> None:
+    memory = HostMemory(4 * BLOCK_BYTES)
+    data = some_bytes(2 * BLOCK_BYTES + 7, 1)
+    memory.put(1, data)
+    assert memory.size(1) == data.size
+    lent = memory.lend(1)
+    assert memory.lent_bytes == 3 * BLOCK_BYTES
+    assert np.array_equal(np.concatenate(lent), data)
+    memory.put(2, some_bytes(5, 2))
+    with pytest.raises(MemoryError):
+        memory.borrow(3, 1)
+    assert np.array_equal(np.concatenate(lent), data)
+    memory.give_back(1)
+    assert memory.lent_bytes == 0
+    memory.put(3, some_bytes(3 * BLOCK_BYTES, 3))
+
+
+def test_borrowed_blocks_become_an_entry_of_the_size_they_hold() -> None:
+    memory = HostMemory(4 * BLOCK_BYTES)
+    data = some_bytes(BLOCK_BYTES + 9, 1)
+    borrowed = memory.borrow(1, 3 * BLOCK_BYTES)
+    assert memory.lent_bytes == 0
+    borrowed[0][:] = data[:BLOCK_BYTES]
+    borrowed[1][:9] = data[BLOCK_BYTES:]
+    memory.fill(1, data.size)
+    assert np.array_equal(memory.get(1), data)
+    assert np.array_equal(np.concatenate(memory.lend(1)), data)
+    memory.give_back(1)
+    memory.borrow(2, 4 * BLOCK_BYTES)
+    memory.give_back(2)
+    memory.put(3, some_bytes(4 * BLOCK_BYTES, 3))
+
+
 def test_no_memory_at_all_is_allowed() -> None:
     memory = HostMemory(0)
     assert memory.blocks == 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,12 +23,12 @@ from inference.errors import InvalidRequest
 from inference.types import PENALTY_WINDOW, SamplingParams
 
 llama_cpp = pytest.importorskip("llama_cpp")
-from inference.llamacpp.sampling import (  # noqa: E402 - it needs llama_cpp
+from inference.llamacpp.devicesampling import Profile  # noqa: E402 - what follows needs llama_cpp
+from inference.llamacpp.logits import ban, highest, logprobs  # noqa: E402
+from inference.llamacpp.sampling import (  # noqa: E402
     SamplerChain,
-    ban,
     build_chain,
-    highest,
-    logprobs,
+    build_device_chain,
 )
 
 Row = NDArray[np.float32]
@@ -197,6 +198,65 @@ def test_every_token_takes_one_draw_even_without_a_choice() -> None:
         apply(chain, np.array([1.0], dtype=np.float32))
         rest = [apply(chain, row)[0] for _ in range(20)]
     assert rest == draws(row, 21, seed=3)[1:]
+
+
+def test_a_borrower_goes_on_where_the_lender_was_and_back() -> None:
+    row, asked = some_logits(), params(seed=3, presence_penalty=2.0, top_k=50)
+    with build_chain(asked, row.size) as alone:
+        expected = [drawn(alone, row) for _ in range(30)]
+    other = msgspec.structs.replace(asked, seed=4)
+    with (
+        build_chain(asked, row.size) as one,
+        build_chain(other, row.size) as two,
+        build_chain(msgspec.structs.replace(asked, seed=5), row.size) as three,
+    ):
+        seen = [drawn(one, row) for _ in range(5)]
+        one.lend(two)
+        seen += [drawn(two, row) for _ in range(5)]
+        one.lend(two)  # again: nothing is copied over what the borrower drew
+        seen += [drawn(two, row) for _ in range(5)]
+        one.recall()
+        seen += [drawn(one, row) for _ in range(5)]
+        one.lend(two)
+        seen += [drawn(two, row) for _ in range(5)]
+        three.lend(two)  # gives back first
+        seen += [drawn(one, row) for _ in range(5)]
+        two.close()
+        three.recall()
+    assert seen == expected
+
+
+def test_a_lender_may_close_before_its_borrower() -> None:
+    with build_chain(params(), VOCAB) as borrower, build_chain(params(), VOCAB) as heir:
+        lender = build_chain(params(), VOCAB)
+        lender.lend(borrower)
+        lender.close()
+        heir.lend(borrower)
+
+
+def drawn(chain: SamplerChain, row: Row) -> int:
+    token = apply(chain, row)[0]
+    chain.accept([token])
+    return token
+
+
+@pytest.mark.parametrize(
+    ("fields", "banned", "order"),
+    [
+        ({"temperature": 0.0}, (), ["temp", "dist"]),
+        ({"temperature": 0.0, "presence_penalty": 1.0}, (3,), ["logit-bias", "penalties"]),
+        ({"top_k": 5}, (), ["top-k", "top-p", "dist"]),
+    ],
+)
+def test_a_chain_for_the_device_sorts_and_bans(
+    fields: dict[str, Any], banned: tuple[int, ...], order: list[str]
+) -> None:
+    profile = Profile(sampling=params(**fields), banned=banned)
+    with build_device_chain(profile, VOCAB) as chain:
+        assert names(chain)[: len(order)] == order
+        row = some_logits()
+        row[3] = 100.0
+        assert (apply(chain, row)[0] == 3) is not bool(banned)
 
 
 def names(chain: SamplerChain) -> list[str]:

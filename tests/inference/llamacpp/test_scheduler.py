@@ -9,16 +9,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from inference.llamacpp.asking import Offer
+from inference.llamacpp.diskindex import DiskIndex
 from inference.llamacpp.hostcache import HostCache
 from inference.llamacpp.lanes import DropLane, Lanes, SaveLane
 from inference.llamacpp.scheduler import Scheduler
 from inference.llamacpp.sequence import (
     TRANSITIONS,
+    Entry,
     IllegalTransition,
     Phase,
     Sequence,
     StepPlan,
 )
+from inference.llamacpp.speculation import Speculator
 from inference.llamacpp.split import SplitLanes
 from inference.llamacpp.unified import UnifiedLanes
 from tests.inference.llamacpp.cells import Cells
@@ -32,6 +36,8 @@ def scheduler(
     batch: int = 64,
     share: bool = True,
     lanes: Lanes | None = None,
+    speculator: Speculator | None = None,
+    disk: DiskIndex | None = None,
 ) -> Scheduler:
     return Scheduler(
         lanes or UnifiedLanes(ids=2 * running, cells=cells),
@@ -40,13 +46,15 @@ def scheduler(
         batch_tokens=batch,
         target_seconds=0.2,
         share=share,
+        speculator=speculator,
+        disk=disk,
     )
 
 
 def step(s: Scheduler, *, seconds: float = 0.01, token: int = 7) -> StepPlan:
     """Plan, pretend to decode, apply."""
     plan = s.plan()
-    s.apply(plan, {e.id: token for e in plan.entries if e.samples}, seconds=seconds)
+    s.apply(plan, {e.id: [token] for e in plan.entries if e.samples}, seconds=seconds)
     return plan
 
 
@@ -80,6 +88,16 @@ def test_a_short_prompt_does_not_queue_behind_a_long_one() -> None:
     step(s)
     s.add("short", [901, 902, 903])
     assert sizes(step(s)) == {"long": 29, "short": 3}
+
+
+def test_a_long_prompt_and_a_short_one_take_turns() -> None:
+    s = scheduler(batch=8)
+    s.add("long", list(range(500)))
+    step(s)
+    s.add("short", list(range(900, 920)))
+    first, second = sizes(step(s)), sizes(step(s))
+    assert {"long", "short"} == first.keys() | second.keys()
+    assert first.keys() != second.keys()
 
 
 def test_a_sampled_token_is_computed_in_the_next_step() -> None:
@@ -292,7 +310,9 @@ def test_what_cannot_ever_fit_is_refused() -> None:
 
 @pytest.mark.parametrize(("start", "end"), list(itertools.product(Phase, Phase)))
 def test_only_the_transitions_of_the_table_are_possible(start: Phase, end: Phase) -> None:
-    sequence = Sequence(id="a", tokens=[1], client="", priority=0, order=1, since=0, phase=start)
+    sequence = Sequence(
+        id="a", tokens=[1], client="", priority=0, order=1, since=0, limit=9, phase=start
+    )
     if end in TRANSITIONS[start]:
         sequence.to(end)
         assert sequence.phase is end
@@ -321,7 +341,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.ids = (f"s{n}" for n in itertools.count())
 
     def made(self) -> Scheduler:
-        return scheduler(running=self.RUNNING, cells=CELLS, host=HOST, batch=BATCH)
+        return scheduler(
+            running=self.RUNNING, cells=CELLS, host=HOST, batch=BATCH, speculator=Speculator()
+        )
 
     @rule(
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=40),
@@ -331,7 +353,7 @@ class AnyHistory(RuleBasedStateMachine):
     def add(self, tokens: list[int], prefix: bool, priority: int) -> None:
         id = next(self.ids)
         tokens = ([5] * 36 + tokens)[:50] if prefix else tokens
-        self.scheduler.add(id, tokens, priority=priority)
+        self.scheduler.add(id, tokens, priority=priority, limit=CONTEXT)
         self.known[id] = list(tokens)
         self.prompts[id] = len(tokens)
 
@@ -354,8 +376,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.scheduler.resume(id)
         self.parked.discard(id)
 
-    @rule(token=st.integers(0, 1), seconds=st.floats(1e-4, 2.0))
-    def step(self, token: int, seconds: float) -> None:
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1), seconds=st.floats(1e-4, 2.0))
+    def step(self, tokens: list[int], seconds: float) -> None:
+        """One step; `tokens`, over and over, are what each sequence draws in it."""
         plan = self.scheduler.plan()
         for op in plan.ops:
             self.cells.run(op)
@@ -368,18 +391,41 @@ class AnyHistory(RuleBasedStateMachine):
             assert entry.id in self.started
             assert entry.id not in self.parked
             known = self.known[entry.id]
-            end = entry.start + len(entry.tokens)
-            assert list(entry.tokens) == known[entry.start : end]
+            end = entry.start + len(entry.tokens) - entry.drafts
+            drafts = list(entry.tokens[end - entry.start :])
+            assert list(entry.tokens) == known[entry.start : end] + drafts
             assert entry.samples == (end == len(known))
+            assert not drafts or end + entry.drafts < CONTEXT
             self.cells.compute(entry.lane, entry.start, entry.tokens)
             # What attention sees is exactly this sequence's own tokens, shared or not.
-            assert self.cells.tokens(entry.lane) == known[:end]
-        sampled = {e.id: token for e in plan.entries if e.samples}
+            assert self.cells.tokens(entry.lane) == known[:end] + drafts
+        sampled = {e.id: self.draw(e, tokens) for e in plan.entries if e.samples}
         self.scheduler.apply(plan, sampled, seconds=seconds)
-        for id in sampled:
-            self.known[id].append(token)
+        for id, drawn in sampled.items():
+            self.known[id] += drawn
             if len(self.known[id]) >= CONTEXT:
                 self.end(id)
+
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1))
+    def offer(self, tokens: list[int]) -> None:
+        """What a draft model is asked for now; `tokens`, over and over, are its answer."""
+        asking = self.scheduler.asking()
+        asks = () if asking is None else asking.asks
+        for ask in asks:
+            assert ask.id in self.started
+            assert ask.id not in self.parked
+            assert 0 < ask.drafts < CONTEXT - len(self.known[ask.id])
+        drafts = {ask.id: [*itertools.islice(itertools.cycle(tokens), ask.drafts)] for ask in asks}
+        self.scheduler.offer(Offer(drafts=drafts))
+
+    def draw(self, entry: Entry, tokens: list[int]) -> list[int]:
+        """As the step loop does: on while the drafts are right."""
+        drawn: list[int] = []
+        for number, token in enumerate(itertools.cycle(tokens)):
+            drawn.append(token)
+            if token != entry.draft(number):
+                break
+        return drawn
 
     @precondition(lambda self: self.known)
     @rule()
@@ -391,9 +437,13 @@ class AnyHistory(RuleBasedStateMachine):
         for _ in range(400 * (1 + len(self.known))):
             if not self.known:
                 break
-            self.step(1, 0.01)
+            self.step([1], 0.01)
+            self.others_go_on()
         assert not self.known
         assert self.scheduler.lanes.used == 0
+
+    def others_go_on(self) -> None:
+        """What happens beside the steps, as long as it takes."""
 
     def check(self, plan: StepPlan) -> None:
         """What a layout demands beyond the rest."""
@@ -429,7 +479,9 @@ class AnySplitHistory(AnyHistory):
 
     def made(self) -> Scheduler:
         lanes = SplitLanes(ids=self.RUNNING, length=CONTEXT)
-        return scheduler(running=self.RUNNING, host=HOST, batch=BATCH, lanes=lanes)
+        return scheduler(
+            running=self.RUNNING, host=HOST, batch=BATCH, lanes=lanes, speculator=Speculator()
+        )
 
     def check(self, plan: StepPlan) -> None:
         lanes = {s.lane for s in self.scheduler._sequences.values() if s.lane is not None}

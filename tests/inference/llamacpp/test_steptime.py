@@ -38,6 +38,29 @@ def test_a_chunk_fills_the_target(price: float, decode: float, target: float) ->
         assert tokens == 0
 
 
+@given(
+    own=st.floats(1e-5, 1e-2),
+    back=st.floats(1e-9, 1e-5),
+    starts=st.lists(st.integers(0, 8000), min_size=12, max_size=12, unique=True),
+    start=st.integers(0, 8000),
+)
+def test_a_chunk_deep_in_a_prompt_is_smaller(
+    own: float, back: float, starts: list[int], start: int
+) -> None:
+    def seconds(tokens: int, before: int) -> float:
+        return own * tokens + back * tokens * (before + tokens / 2)
+
+    time = StepTime()
+    for number, before in enumerate(starts):
+        tokens = 64 + 16 * number
+        attended = tokens * (before + tokens / 2)
+        time.learn(decoding=0, prefill=tokens, attended=attended, seconds=seconds(tokens, before))
+    for target in (0.1, 1.0):
+        fits = time.prefill_tokens(decoding=0, target_seconds=target, first=1, start=start)
+        assert seconds(fits, start) <= target * 1.05 + 1e-9
+        assert seconds(fits + 1, start) >= target * 0.95
+
+
 def test_a_step_faster_than_its_decodes_does_not_make_prefill_free() -> None:
     time = StepTime()
     time.learn(decoding=1, prefill=10, seconds=1.0)

@@ -1,0 +1,58 @@
+"""Places in the queue, told by the real process with the real model."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from inference.llamacpp.client import LlamaCppEngine
+from inference.types import Accepted, Delta, Event, Finished, Queued, Started, TextPrompt
+from tests.inference.llamacpp.test_engine import request, running, settled
+
+pytestmark = pytest.mark.model
+
+PROMPT = TextPrompt(text="Once upon a time there was a river")
+
+
+async def places(engine: LlamaCppEngine, id: str) -> list[Event]:
+    """All events of a short generation but its text."""
+    async with aclosing(engine.generate(request(id, PROMPT, max_tokens=2))) as events:
+        return [event async for event in events if not isinstance(event, Delta)]
+
+
+def test_who_waits_is_told_its_place_and_when_it_may_start(default_model_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(default_model_path, lanes=1) as engine:
+            assert engine.stats().expected_wait_seconds == 0.0
+            holder = request("holder", PROMPT, max_tokens=100, ignore_eos=True)
+            async with aclosing(engine.generate(holder)) as events:
+                written = 0
+                async for event in events:
+                    assert not isinstance(event, Queued)
+                    written += isinstance(event, Delta)
+                    if written == 5:
+                        break
+                waiting = [asyncio.create_task(places(engine, f"w{n}")) for n in range(2)]
+                while engine.stats().waiting < 2:
+                    await anext(events)
+                assert engine.stats().expected_wait_seconds > 0.0
+                assert engine.stats().waiting_tokens > 0
+                async for _ in events:
+                    pass
+            first, second = await asyncio.gather(*waiting)
+            for told, position in ((first, 1), (second, 2)):
+                assert isinstance(told[0], Accepted)
+                queued = told[1]
+                assert isinstance(queued, Queued)
+                assert queued.position == position
+                assert 0.0 < queued.expected_seconds < 60.0
+                assert isinstance(told[-2], Started)
+                assert isinstance(told[-1], Finished)
+            await settled(engine)
+            assert engine.stats().expected_wait_seconds == 0.0
+            assert engine.stats().waiting_tokens == 0
+
+    asyncio.run(scenario())
