@@ -1,0 +1,305 @@
+"""The numbered events of one response: one producer appends, any number of readers follow.
+
+What readers may see (*visible*) and what memory may forget depends on how the storing
+of the log goes: see `server.streams.storing`. The producer awaits `room` before it
+takes the engine's next event; its not taking one is the backpressure, for then the
+engine's channel fills and parks the sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from server.errors import ApiError
+from server.streams.events import Entry, LogEvent, encode, state_after
+from server.streams.readers import EntriesGone, LiveReader, follow
+from server.streams.store import PAGE_ENTRIES, Record, Write
+from server.streams.storing import CHANGES, LogLimits, Storing
+from server.streams.window import Window
+
+History: TypeAlias = Callable[[int], Awaitable[list[Entry]]]
+"""Reads stored entries numbered above the one given."""
+
+
+class AfterTheLog(ApiError):
+    """A reader wants to go on after a number that the log has not reached."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            400, "invalid_value", "This response has no event of that number.", param="after"
+        )
+
+
+class Sink(Protocol):
+    """Who stores logs: told that there is something new, asks `pending` when it suits."""
+
+    def changed(self, log: EventLog) -> None:
+        """The log has something to store."""
+
+    def lost(self, log: EventLog) -> None:
+        """The log will not be stored to its end."""
+
+
+class EventLog:
+    """The log of one response, on one event loop.
+
+    Mutable, changed by the methods below and by nothing else: `record`, replaced when
+    the state changes; `storing`; `known`, whether the store has confirmed the record;
+    `stored` and `visible`, how many entries the store has and readers may see, which
+    only grow; the window of entries in memory; the readers. `on_readers`, called when
+    readers come or go or the log is LOST, is set once by the producer.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        *,
+        limits: LogLimits,
+        sink: Sink | None = None,
+        history: History | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.record = record
+        self.storing = Storing.OFF if sink is None else Storing.ON
+        self.stored = 0
+        self.visible = 0
+        self.known = False
+        self.on_readers: Callable[[], None] | None = None
+        self._limits = limits
+        self._sink = sink
+        self._history = history
+        self._clock = clock
+        self._window = Window()
+        self._readers: set[LiveReader] = set()
+        self._furthest = 0
+        self._holding = False
+        self._saved = record.state
+        self._waiting: set[asyncio.Future[None]] = set()
+        if sink is not None:
+            sink.changed(self)
+
+    @property
+    def appended(self) -> int:
+        """How many entries there are: the number of the next one."""
+        return self._window.end
+
+    @property
+    def base(self) -> int:
+        """The first number in memory."""
+        return self._window.base
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event is in."""
+        return self.record.state.final
+
+    @property
+    def readers(self) -> int:
+        """How many readers are attached."""
+        return len(self._readers)
+
+    # The producer.
+
+    def append(self, event: LogEvent) -> Entry:
+        """Add an event. Raises `IllegalEvent` after the end or where it cannot follow."""
+        state = state_after(self.record.state, event)
+        if state is not self.record.state:
+            ended_at = self._clock() if state.final else None
+            self.record = msgspec.structs.replace(self.record, state=state, ended_at=ended_at)
+        entry = Entry(number=self._window.end, event=event)
+        self._window.push(entry, len(encode(event)))
+        if self._sink is not None and self.storing.wanted:
+            self._sink.changed(self)
+        if self.storing is not Storing.ON:  # there it shows when it is stored
+            self._settle()
+        return entry
+
+    async def room(self) -> None:
+        """Wait until the producer may append.
+
+        While readers are attached, at most `high_entries` are ahead of the furthest of
+        them. While none is, a log that is stored goes on as fast as it can be stored,
+        and any other stays `high_entries` ahead of the furthest place ever read.
+        """
+        while self._held():
+            await self.change()
+
+    def _held(self) -> bool:
+        """Whether the producer has to wait: from high water until low water."""
+        limits = self._limits
+        high_entries, high_bytes = limits.high_entries, limits.high_bytes
+        if self._readers:
+            at = min(max(reader.position for reader in self._readers), self.appended)
+        elif self.storing.wanted:
+            at = self.stored
+            if self.storing is Storing.BEHIND:
+                high_entries, high_bytes = limits.unstored_entries, limits.unstored_bytes
+        else:
+            at = self._furthest
+        count, size = self.appended - at, self._window.bytes_from(at)
+        if self._holding:
+            self._holding = count > limits.low_entries or size > high_bytes // 2
+        else:
+            self._holding = count >= high_entries or size >= high_bytes
+        return self._holding
+
+    # Readers.
+
+    def reader(self, *, after: int = -1) -> LiveReader:
+        """A reader that wants what follows the number `after`. Raises `AfterTheLog`."""
+        if after >= max(self.visible, 0):
+            raise AfterTheLog
+        return LiveReader(self, after=after)
+
+    def follow(self, after: int = -1) -> AsyncGenerator[Entry, None]:
+        """Yield the entries numbered above `after`, to the last: `readers.follow`."""
+        return follow(self.reader(after=after))
+
+    def attach(self, reader: LiveReader) -> None:
+        """Count the reader: the producer waits for it."""
+        self._readers.add(reader)
+        self._furthest = max(self._furthest, min(reader.position, self.visible))
+        self._told()
+
+    def detach(self, reader: LiveReader) -> None:
+        """Count the reader no longer."""
+        self._readers.discard(reader)
+        self._told()
+
+    def moved(self, reader: LiveReader) -> None:
+        """The reader has taken an entry."""
+        self._furthest = max(self._furthest, reader.position)
+        if self._holding and not self._held():
+            self._wake()
+
+    def entry(self, number: int) -> Entry | None:
+        """The entry of that number, if it is visible and in memory."""
+        return self._window.entry(number) if number < self.visible else None
+
+    async def earlier(self, number: int) -> list[Entry]:
+        """Entries from that number on which have left memory: never an empty list.
+
+        Raises `EntriesGone` where they are not stored, `StoreError`.
+        """
+        stored = self.stored
+        if self._history is None or number >= stored:
+            raise EntriesGone
+        page = [entry for entry in await self._history(number - 1) if entry.number < stored]
+        if not page or page[0].number != number:
+            raise EntriesGone
+        return page
+
+    async def change(self) -> None:
+        """Wait until anything about this log has changed."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+
+    async def settled(self) -> None:
+        """Wait until the store has what was appended so far, or fails."""
+        target = self.appended
+        while self.storing is Storing.ON and not (self.known and self.stored >= target):
+            await self.change()
+
+    # The store's side.
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether `pending` has anything."""
+        return self.storing.wanted and not (self.known and self.stored == self.appended)
+
+    def pending(self) -> Write | None:
+        """What the store should get next, at most `PAGE_ENTRIES`; None if there is nothing.
+
+        The record's final state goes with the terminal event, in one write.
+        """
+        if not self.unsaved:
+            return None
+        upto = min(self.appended, self.stored + PAGE_ENTRIES)
+        record = self.record
+        if upto < self.appended:
+            record = msgspec.structs.replace(record, state=self._saved, ended_at=None)
+        entries = self._window.slice(self.stored, upto - self.stored)
+        payloads = tuple(encode(entry.event) for entry in entries)
+        return Write(
+            record=record,
+            known=self.known,
+            changed=not self.known or record.state is not self._saved,
+            first=self.stored,
+            payloads=payloads,
+        )
+
+    def saved(self, write: Write) -> None:
+        """The store has confirmed what `pending` returned."""
+        self.known = True
+        self._saved = write.record.state
+        self.stored = max(self.stored, write.first + len(write.payloads))
+        if self.storing is Storing.BEHIND and self.stored >= self.visible:
+            self._store(Storing.ON)
+        self._settle()
+
+    def fall_behind(self) -> None:
+        """The store fails: show what it does not have yet."""
+        if self.storing is Storing.ON:
+            self._store(Storing.BEHIND)
+            self._settle()
+
+    def lose(self) -> None:
+        """Give up storing this log; nothing happens where it is not stored."""
+        if self.storing.wanted:
+            self._store(Storing.LOST)
+            self._settle()
+
+    def _store(self, storing: Storing) -> None:
+        if storing not in CHANGES[self.storing]:
+            raise RuntimeError(f"storing cannot go from {self.storing} to {storing}")
+        self.storing = storing
+        if storing is Storing.LOST and self._sink is not None:
+            self._sink.lost(self)
+            self._told()
+
+    # What follows from any change.
+
+    def _settle(self) -> None:
+        """Show what may be seen, forget what is not needed, wake who waits."""
+        shown = self.stored if self.storing is Storing.ON else self.appended
+        self.visible = max(self.visible, shown)
+        self._trim()
+        self._wake()
+
+    def _trim(self) -> None:
+        """Let the oldest entries go, as far as readers and the store can do without."""
+        limits, window = self._limits, self._window
+        while len(window) > limits.kept_entries or window.size > limits.kept_bytes:
+            if self.storing is Storing.BEHIND and self._readers and self._too_far_behind():
+                self._store(Storing.LOST)
+            needed_from = self.stored if self.storing.wanted else self._furthest
+            if window.base >= needed_from:
+                return
+            window.drop()
+
+    def _too_far_behind(self) -> bool:
+        """Whether what waits for the store is more than memory may hold for it."""
+        limits, window = self._limits, self._window
+        count, size = self.appended - self.stored, window.bytes_from(self.stored)
+        return count > limits.unstored_entries or size > limits.unstored_bytes
+
+    def _told(self) -> None:
+        """Have the producer look whether it still has to wait, and for whom it works."""
+        self._wake()
+        if self.on_readers is not None:
+            self.on_readers()
+
+    def _wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()

@@ -1,0 +1,25 @@
+from collections.abc import Iterator
+
+import pytest
+
+from tests.server.streams.redisserver import RedisServer, needs_redis
+
+
+@pytest.fixture(scope="module")
+def shared_redis() -> Iterator[RedisServer]:
+    """A Redis that tests of one module share; each uses names of its own."""
+    needs_redis()
+    server = RedisServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A Redis to stop and to start again."""
+    needs_redis()
+    server = RedisServer()
+    server.start()
+    yield server
+    server.remove()

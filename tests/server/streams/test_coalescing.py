@@ -1,0 +1,92 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.types import Delta, Event, TokenLogprob
+from server.streams.coalescing import MERGE_MAX_TOKENS, Coalescer, merged
+from server.streams.events import Sequenced
+from tests.server.streams.parts import FINISHED, OPENING, at, delta
+
+
+def logprob(token: int) -> TokenLogprob:
+    return TokenLogprob(token=token, piece=b"x", logprob=-0.5)
+
+
+def test_the_first_text_of_each_sequence_passes_at_once() -> None:
+    coalescer = Coalescer()
+    for index in (0, 1):
+        assert coalescer.add(at(OPENING[0], index)) == [at(OPENING[0], index)]
+        held_back = Delta(text="", tokens=(5,))
+        assert coalescer.add(at(held_back, index)) == [at(held_back, index)]
+        assert coalescer.add(at(delta("a"), index)) == [at(delta("a"), index)]
+        assert coalescer.add(at(delta("b"), index)) == []
+    assert coalescer.waiting
+    assert coalescer.flush() == [at(delta("b"), 0), at(delta("b"), 1)]
+    assert not coalescer.waiting
+    assert coalescer.flush() == []
+
+
+def test_what_is_no_delta_passes_at_once_behind_its_own_sequence_only() -> None:
+    coalescer = Coalescer()
+    for index in (0, 1):
+        coalescer.add(at(delta("a"), index))
+        coalescer.add(at(delta("b"), index))
+        coalescer.add(at(delta("c"), index))
+    assert coalescer.add(at(FINISHED, 0)) == [at(delta("bc"), 0), at(FINISHED, 0)]
+    assert coalescer.flush() == [at(delta("bc"), 1)]
+
+
+def test_merging_keeps_text_tokens_and_log_probabilities() -> None:
+    one = Delta(text="a", tokens=(1,), logprobs=(logprob(1),))
+    two = Delta(text="bc", tokens=(2, 3), logprobs=(logprob(2), logprob(3)))
+    rest = Delta(text="d", tokens=())
+    both = merged(one, two)
+    assert both == Delta(text="abc", tokens=(1, 2, 3), logprobs=tuple(map(logprob, (1, 2, 3))))
+    assert merged(both, rest) == Delta(text="abcd", tokens=both.tokens, logprobs=both.logprobs)
+    assert merged(one, delta("x")) is None  # its token would have no log probability
+
+
+def test_a_burst_becomes_several_events_of_bounded_size() -> None:
+    coalescer = Coalescer()
+    ready = [each for _ in range(3 * MERGE_MAX_TOKENS) for each in coalescer.add(at(delta("x")))]
+    ready += coalescer.flush()
+    sizes = [len(event.event.tokens) for event in ready if isinstance(event.event, Delta)]
+    assert sizes == [1, MERGE_MAX_TOKENS, MERGE_MAX_TOKENS, MERGE_MAX_TOKENS - 1]
+
+
+events = st.one_of(
+    st.builds(Delta, text=st.text("ab", max_size=2), tokens=st.just((1,))),
+    st.builds(
+        Delta, text=st.text("ab", max_size=2), tokens=st.just((1,)), logprobs=st.just((logprob(1),))
+    ),
+    st.sampled_from([*OPENING, FINISHED]),
+)
+
+
+@given(st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 2), events)), max_size=60))
+def test_whatever_comes_each_sequence_says_the_same(given: list[tuple[int, Event] | None]) -> None:
+    coalescer = Coalescer()
+    ready: list[Sequenced] = []
+    for each in given:
+        ready += coalescer.flush() if each is None else coalescer.add(at(each[1], each[0]))
+    ready += coalescer.flush()
+    for index in range(3):
+        before = [each[1] for each in given if each is not None and each[0] == index]
+        after = [each.event for each in ready if each.index == index]
+        assert spread(after) == spread(before)
+
+
+def spread(events: list[Event]) -> list[object]:
+    """The events with each run of deltas as one, whatever its pieces were."""
+    runs: list[object] = []
+    for event in events:
+        if not isinstance(event, Delta):
+            runs.append(event)
+            continue
+        if not (runs and isinstance(runs[-1], list)):
+            runs.append(["", (), ()])
+        run = runs[-1]
+        assert isinstance(run, list)
+        run[0] += event.text
+        run[1] += event.tokens
+        run[2] += (None,) * len(event.tokens) if event.logprobs is None else event.logprobs
+    return runs
