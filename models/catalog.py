@@ -70,6 +70,11 @@ def load_catalog(places: Places | None = None) -> Catalog:
         merged |= {entry.id: entry for entry in entries}
     if default not in merged:
         raise CatalogError(f"{user_file}: default: no entry is called {default!r}")
+    for entry in merged.values():
+        if entry.draft is not None and entry.draft not in merged:
+            raise CatalogError(
+                f"{user_file}: entry {entry.id!r}: draft: no entry is called {entry.draft!r}"
+            )
     return Catalog(entries=tuple(merged.values()), default=default)
 
 

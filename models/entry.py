@@ -87,7 +87,8 @@ class Entry(Table, frozen=True):
     """One model: `size` in bytes, `context_length` in tokens, `license` as SPDX id.
 
     `file` is the name of the file in the local store. `context_length` is what the
-    model was trained for; left out where the file does not say.
+    model was trained for; left out where the file does not say. `draft` is the id of a
+    smaller model with the same vocabulary, which may propose tokens to this one.
     """
 
     id: ModelId
@@ -100,9 +101,12 @@ class Entry(Table, frozen=True):
     capabilities: Annotated[tuple[Capability, ...], Meta(min_length=1)]
     context_length: Annotated[int, Meta(gt=0, le=2**40)] | None = None
     notes: Annotated[str, Meta(max_length=2000)] = ""
+    draft: ModelId | None = None
     sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
-        """Keep the word which stands for whatever the default is."""
+        """Keep the word which stands for whatever the default is; refuse a draft of itself."""
         if self.id == "default":
             raise ValueError("id must not be `default`: that word stands for the default model")
+        if self.draft == self.id:
+            raise ValueError("draft must be another model")

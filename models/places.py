@@ -10,10 +10,18 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """`store` holds fetched files, `user_catalog` the entries which the user added."""
+    """`store` holds fetched files, `user_catalog` the entries which the user added.
+
+    Beside the store lies what engines compute with the models: `lanes`.
+    """
 
     store: Path
     user_catalog: Path
+
+    @property
+    def lanes(self) -> Path:
+        """Where saved lanes of the KV cache are kept."""
+        return self.store.parent / "kv"
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Places:

@@ -22,7 +22,8 @@ class LocalModel:
 
     `context_length` is what the model was trained for (tokens), None where unknown.
     `sampling` holds the recommended values of the fields of a request that are named
-    like its keys: `temperature`, `top_p` and so on.
+    like its keys: `temperature`, `top_p` and so on. `draft` is the id of the smaller
+    model that its entry names to propose tokens.
     """
 
     id: str
@@ -31,6 +32,7 @@ class LocalModel:
     context_length: int | None
     sampling: Mapping[str, float | int]
     license: str
+    draft: str | None = None
 
 
 def resolve(
@@ -65,6 +67,7 @@ def resolve(
         context_length=entry.context_length,
         sampling=MappingProxyType(entry.sampling.given()),
         license=entry.license,
+        draft=entry.draft,
     )
 
 

@@ -1,41 +1,209 @@
-"""How many requests may be in the server at once."""
+"""Who gets in: what one key may use, what the server holds, and how long the queue may be.
+
+Every generation enters with a ticket (`server.tickets`), whatever API asked for it.
+`Admission.check` asks the same questions without taking anything, so that most refusals
+cost no more than a request's head.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+from inference.types import EngineStats
+from server.access.client import Client
+from server.backlog import Backlog
 from server.errors import ApiError
+from server.rates import WINDOW_SECONDS, RateWindow
 
 RETRY_AFTER_SECONDS = 1.0
+RETRY_MAX_SECONDS = 600.0
+"""Estimates beyond this are not worth telling."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What one client uses now. Mutable; owned by `Admission`."""
+
+    in_flight: int = 0
+    connections: int = 0
+    requests: RateWindow = field(default_factory=RateWindow)
+    tokens: RateWindow = field(default_factory=RateWindow)
+
+    def idle(self, now: float) -> bool:
+        """Whether forgetting it would change nothing."""
+        windows = self.requests.reset_seconds(now) + self.tokens.reset_seconds(now)
+        return not (self.in_flight or self.connections or windows)
 
 
 class Admission:
-    """Counts requests that generate, running and waiting together.
+    """Counts what generates, by client and in all.
 
-    Mutable: `in_flight`, owned by the event loop's thread.
+    Mutable: the two limits, `in_flight`, the backlog, the accounts by client. Owner: the
+    event loop's thread.
     """
 
-    def __init__(self, max_requests: int) -> None:
-        self._max_requests = max_requests
+    def __init__(
+        self,
+        max_requests: int,
+        *,
+        max_queue_ttft_seconds: float = 0.0,
+        stats: Callable[[], EngineStats] = EngineStats,
+        count_refusal: Callable[[str], None] = lambda reason: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`stats` is the engine's latest snapshot; `count_refusal` is told a reason."""
+        self.max_requests = max_requests
+        self.max_queue_ttft_seconds = max_queue_ttft_seconds
         self.in_flight = 0
+        self.backlog = Backlog()
+        self._stats = stats
+        self._count_refusal = count_refusal
+        self.clock = clock
+        self._accounts: dict[str, Account] = {}
+        self._forgot_at = clock()
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one place for the length of a `with`.
+        """Hold one place for the length of a `with`, for work that generates nothing.
 
         Raises `ApiError` 429 at once when there is none: whoever is refused early can
         go elsewhere, whoever waits in a long queue learns nothing.
         """
-        if self.in_flight >= self._max_requests:
-            raise ApiError(
-                429,
-                "too_many_requests",
-                f"The server is already handling {self._max_requests} requests.",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
+        self._require_place()
         self.in_flight += 1
         try:
             yield
         finally:
             self.in_flight -= 1
+
+    def check(self, client: Client, *, prompt_tokens: int = 0) -> None:
+        """Raise `ApiError` 429 or 503 when a request would be refused now."""
+        self._require_own(client, prompt_tokens)
+        self._require_place()
+        self._require_ttft(client, prompt_tokens)
+
+    @contextmanager
+    def connection(self, client: Client, *, must: bool) -> Iterator[None]:
+        """Count an open request of `client` for the length of a `with`.
+
+        Raises `ApiError` 429 when it has too many, unless it `must` be let in.
+        """
+        account, limit = self._account(client), client.limits.connections
+        if not must and limit is not None and account.connections >= limit:
+            self._refuse("client_connections")
+            raise ApiError(
+                429,
+                "too_many_connections",
+                f"This API key has {limit} connections open, which is all it may have.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        account.connections += 1
+        try:
+            yield
+        finally:
+            account.connections -= 1
+
+    def rate_headers(self, client: Client) -> list[tuple[bytes, bytes]]:
+        """The client's rates as OpenAI's `x-ratelimit-*` headers; none without limits."""
+        account, now = self._account(client), self.clock()
+        headers = []
+        for name, limit, window in (
+            ("requests", client.limits.requests_per_minute, account.requests),
+            ("tokens", client.limits.tokens_per_minute, account.tokens),
+        ):
+            if limit is None:
+                continue
+            for figure, value in (
+                ("limit", str(limit)),
+                ("remaining", str(max(0, limit - window.used(now)))),
+                ("reset", f"{window.reset_seconds(now):.3f}s"),
+            ):
+                headers.append((f"x-ratelimit-{figure}-{name}".encode(), value.encode()))
+        return headers
+
+    def take(self, client: Client, *, prompt_tokens: int) -> Account:
+        """Count a request in, for a ticket. Raises `ApiError` as `check` does."""
+        self.check(client, prompt_tokens=prompt_tokens)
+        account = self._account(client)
+        account.in_flight += 1
+        self.in_flight += 1
+        return account
+
+    def give_back(self, account: Account) -> None:
+        """Count a request out."""
+        account.in_flight -= 1
+        self.in_flight -= 1
+
+    def _require_own(self, client: Client, prompt_tokens: int) -> None:
+        """Hold a client to its own limits."""
+        account, limits, now = self._account(client), client.limits, self.clock()
+        if limits.requests is not None and account.in_flight >= limits.requests:
+            self._refuse("client_requests")
+            raise ApiError(
+                429,
+                "too_many_requests",
+                f"This API key has {limits.requests} requests running, which is all it may have.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        for name, limit, window, amount in (
+            ("requests", limits.requests_per_minute, account.requests, 1),
+            ("tokens", limits.tokens_per_minute, account.tokens, max(1, prompt_tokens)),
+        ):
+            wait = 0.0 if limit is None else window.wait_seconds(amount, limit, now)
+            if wait > 0.0:
+                self._refuse(f"{name}_per_minute")
+                raise ApiError(
+                    429,
+                    "rate_limit_exceeded",
+                    f"This API key may use {limit} {name} per minute.",
+                    retry_after_seconds=wait,
+                )
+
+    def _require_place(self) -> None:
+        if self.in_flight >= self.max_requests:
+            self._refuse("server_requests")
+            raise ApiError(
+                429,
+                "too_many_requests",
+                f"The server is already handling {self.max_requests} requests.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+
+    def _require_ttft(self, client: Client, prompt_tokens: int) -> None:
+        target = self.max_queue_ttft_seconds
+        if target <= 0.0:
+            return
+        expected = self.backlog.expected_seconds(
+            client.id,
+            priority=client.limits.priority,
+            tokens=prompt_tokens,
+            stats=self._stats(),
+            now=self.clock(),
+        )
+        if expected > target:
+            self._refuse("queue_ttft")
+            raise ApiError(
+                503,
+                "queue_too_long",
+                "The queue is too long: a first token could not be expected in time.",
+                retry_after_seconds=min(expected - target, RETRY_MAX_SECONDS),
+            )
+
+    def _account(self, client: Client) -> Account:
+        account = self._accounts.get(client.id)
+        if account is None:
+            self._forget_idle()
+            account = self._accounts[client.id] = Account()
+        return account
+
+    def _forget_idle(self) -> None:
+        now = self.clock()
+        if now - self._forgot_at >= WINDOW_SECONDS:
+            self._forgot_at = now
+            self._accounts = {id: a for id, a in self._accounts.items() if not a.idle(now)}
+
+    def _refuse(self, reason: str) -> None:
+        self._count_refusal(reason)

@@ -38,15 +38,13 @@ class JsonAnswer:
         work: Callable[[], Coroutine[Any, Any, Struct]],
         *,
         slot: Callable[[], AbstractContextManager[None]] = nullcontext,
-        grace_seconds: float = 0.0,
     ) -> None:
         self._work = work
         self._slot = slot
-        self._grace_seconds = grace_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer, unless the client goes first."""
-        body = await watched(receive, self._run(), grace_seconds=self._grace_seconds)
+        body = await watched(receive, self._run())
         await json_response(body)(scope, receive, send)
 
     async def _run(self) -> Struct:

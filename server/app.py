@@ -11,18 +11,35 @@ from starlette.middleware import Middleware
 
 from inference.engine import Engine
 from inference.errors import EngineError
+from server.access.hosts import AllowedHosts, HostMiddleware, cors
 from server.admission import Admission
 from server.auth import ApiKeys, AuthMiddleware
 from server.collectors import EngineCollector
+from server.connections import ConnectionMiddleware, Connections
 from server.errors import ApiError, handle
+from server.gate import GateMiddleware
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.middleware import BodyMiddleware, RequestMiddleware
-from server.routes import chat, completions, health, models, text
-from server.served import Edge, ServedModel
+from server.queueboard import QueueBoard
+from server.routes import (
+    chat,
+    completions,
+    health,
+    models,
+    queue,
+    responses,
+    streams,
+    text,
+    websocket,
+)
+from server.served import Edge, ServedModel, Streams
 from server.settings import Settings
 
 __all__ = ["ServedModel", "create_app"]
+
+FAMILIES = (chat, completions, responses, streams, websocket, models, queue, text, health)
+"""What has routes, each family in a module of its own."""
 
 
 def create_app(
@@ -30,7 +47,8 @@ def create_app(
 ) -> Starlette:
     """Build the application around an engine that has not been started.
 
-    Its lifespan starts the engine in the background and closes it. Without `keys`
+    Its lifespan opens the streams, starts the engine in the background, and closes both
+    at the end. Without `keys`
     anybody may ask. `app.state.edge` is the `Edge`; its `lifecycle.drain()` makes
     readiness fail and refuses new work, which is for the signal handler to call.
     """
@@ -40,27 +58,44 @@ def create_app(
         engine=engine,
         model=model,
         metrics=metrics,
-        admission=Admission(settings.max_requests),
+        admission=Admission(
+            settings.max_requests,
+            max_queue_ttft_seconds=settings.max_queue_ttft_seconds,
+            stats=engine.stats,
+            count_refusal=metrics.count_refusal,
+        ),
+        queue=QueueBoard(),
         lifecycle=Lifecycle(engine),
+        connections=Connections(settings, metrics),
+        opened=Streams(settings, metrics),
     )
     metrics.registry.register(EngineCollector(engine, edge.admission, metrics.labels))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with edge.lifecycle.running():
+        # Responses end before the engine does: each gets its own last event.
+        async with edge.lifecycle.running(), edge.opened.running():
             yield
 
+    hosts = AllowedHosts.choose(settings.allowed_hosts, host=settings.host, keyed=keys is not None)
     app = Starlette(
         routes=[
             route
-            for family in (chat, completions, models, text, health)
+            for family in FAMILIES
             for route in family.routes(edge)
         ],
         middleware=[
             Middleware(RequestMiddleware, metrics=metrics),
+            Middleware(ConnectionMiddleware, connections=edge.connections),
+            Middleware(HostMiddleware, hosts=hosts, origins=settings.cors_origins),
+            *cors(settings.cors_origins),
             Middleware(AuthMiddleware, keys=keys),
+            Middleware(GateMiddleware, admission=edge.admission),
             Middleware(
-                BodyMiddleware, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds
+                BodyMiddleware,
+                max_bytes=settings.max_body_bytes,
+                seconds=settings.body_seconds,
+                metrics=metrics,
             ),
         ],
         exception_handlers={ApiError: handle, EngineError: handle, HTTPException: handle},

@@ -24,6 +24,8 @@ VLLM_NAMES = frozenset(
         "prefix_cache_queries",
         "prefix_cache_hits",
         "num_preemptions",
+        "spec_decode_num_draft_tokens",
+        "spec_decode_num_accepted_tokens",
         "request_success",
         "time_to_first_token_seconds",
         "inter_token_latency_seconds",
@@ -49,13 +51,28 @@ def _host_usage(stats: EngineStats, _health: EngineHealth) -> float:
     return stats.host_used / stats.host_total if stats.host_total else 0.0
 
 
+def _disk_usage(stats: EngineStats, _health: EngineHealth) -> float:
+    return stats.disk_used / stats.disk_total if stats.disk_total else 0.0
+
+
 GAUGES: tuple[tuple[str, str, Figures], ...] = (
     ("num_requests_running", "Sequences that hold a lane.", lambda s, h: s.running),
     ("num_requests_waiting", "Sequences in the engine's queue.", lambda s, h: s.waiting),
     ("num_requests_parked", "Sequences whose reader is slow.", lambda s, h: s.parked),
+    (
+        "queue_expected_wait_seconds",
+        "When a request that came now might start.",
+        lambda s, h: s.expected_wait_seconds,
+    ),
+    (
+        "queue_tokens",
+        "Tokens the waiting sequences have to prefill.",
+        lambda s, h: s.waiting_tokens,
+    ),
     ("lanes_total", "Lanes there are.", lambda s, h: s.lanes_total),
     ("kv_cache_usage_perc", "Share of cache cells that sequences hold, 0 to 1.", _cache_usage),
     ("kv_host_cache_usage_perc", "Share of the host memory for prefixes, 0 to 1.", _host_usage),
+    ("kv_disk_cache_usage_perc", "Share of the disk for prefixes, 0 to 1.", _disk_usage),
     ("engine_up", "1 while the engine takes requests.", lambda s, h: h.state is EngineState.READY),
 )
 COUNTERS: tuple[tuple[str, str, Figures], ...] = (
@@ -66,10 +83,40 @@ COUNTERS: tuple[tuple[str, str, Figures], ...] = (
     ),
     ("prefix_cache_hits", "Prompt tokens found there.", lambda s, h: s.prefix_hits),
     ("num_preemptions", "Sequences that lost their cache for a while.", lambda s, h: s.preemptions),
+    ("kv_disk_stores", "Prefixes written to the disk.", lambda s, h: s.disk_stores),
+    ("kv_disk_fetches", "Prefixes read from there.", lambda s, h: s.disk_fetches),
+    (
+        "kv_disk_failures",
+        "Prefixes that could not be written or read.",
+        lambda s, h: s.disk_failures,
+    ),
+    (
+        "kv_disk_fetch_timeouts",
+        "Prefixes that were not read in time.",
+        lambda s, h: s.disk_fetch_timeouts,
+    ),
+    (
+        "device_sampled_tokens",
+        "Tokens drawn in the model's graph, not on the host.",
+        lambda s, h: s.device_sampled_tokens,
+    ),
+    ("spec_decode_num_draft_tokens", "Draft tokens computed.", lambda s, h: s.draft_tokens),
+    (
+        "spec_decode_num_accepted_tokens",
+        "Draft tokens that were right.",
+        lambda s, h: s.draft_tokens_accepted,
+    ),
     ("engine_steps", "Batches decoded.", lambda s, h: s.steps),
     ("engine_step_seconds", "Time spent in steps.", lambda s, h: s.step_seconds),
     ("engine_decode_seconds", "Time llama.cpp took of them.", lambda s, h: s.decode_seconds),
     ("engine_restarts", "Times the engine was started again.", lambda s, h: h.restarts),
+    ("engine_hangs", "Times of these that it was ended since no step came.", lambda s, h: h.hangs),
+    ("engine_replays", "Sequences that went on in another engine process.", lambda s, h: h.replays),
+    (
+        "quarantined_requests",
+        "Sequences given up because the engine ended each time it ran them.",
+        lambda s, h: h.quarantined,
+    ),
 )
 
 

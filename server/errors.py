@@ -67,6 +67,18 @@ def unsupported(param: str) -> ApiError:
     return invalid(f"`{param}` is not supported by this server.", param, "unsupported_parameter")
 
 
+def stopping(*, resumable: bool = False) -> ApiError:
+    """The server is shutting down: status 503, and what a client can do about it."""
+    what = (
+        "What was sent is kept: the response can be resumed."
+        if resumable
+        else "Send the request again."
+    )
+    return ApiError(
+        503, "server_stopping", f"The server is shutting down. {what}", retry_after_seconds=1.0
+    )
+
+
 def from_exception(error: Exception) -> ApiError:
     """Say how to answer any exception; one nobody foresaw becomes a plain 500."""
     match error:
@@ -84,6 +96,8 @@ def from_exception(error: Exception) -> ApiError:
             )
         case errors.DecodeFailed():
             return ApiError(503, error.code, str(error), retry_after_seconds=1.0)
+        case errors.RequestQuarantined():
+            return ApiError(500, error.code, str(error))
         case errors.EngineError():
             return ApiError(500, error.code, "The engine could not answer this request.")
         case HTTPException(status_code=404):
@@ -119,8 +133,12 @@ def response_to(error: Exception) -> Response:
     )
 
 
-async def handle(_request: Request, error: Exception) -> Response:
-    """Starlette's exception handler for everything `from_exception` knows."""
+async def handle(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler for everything `from_exception` knows.
+
+    Leaves the error's code in the request's state, for the audit log.
+    """
+    request.state.refusal = from_exception(error).code
     return response_to(error)
 
 

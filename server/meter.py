@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import assert_never
 
-from inference.types import Accepted, Delta, Event, Finished, Started
+from inference.types import Accepted, Delta, Event, Finished, Queued, Restarted, Started
 from server.metrics import Metrics
 
 
@@ -33,6 +33,10 @@ class SequenceMeter:
             case Accepted():
                 self._accepted = True
                 self._prompt_tokens = event.prompt_tokens
+            case Queued():
+                pass  # how long it waited in the end comes with `Started`
+            case Restarted():
+                pass  # the pause shows as one long gap between tokens
             case Started():
                 # A preempted sequence starts again; its prompt was counted before.
                 if self._started is None:

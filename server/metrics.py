@@ -11,9 +11,10 @@ request to its first lane. *Prefill*: from that lane to the first delta with tex
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PREFIX = "headrace_"
 VLLM_PREFIX = "vllm:"
@@ -34,6 +35,18 @@ LATENCY_BUCKETS = (
 TOKEN_BUCKETS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 
 LABELS = ("model_name", "engine")
+
+DEADLINES = (
+    *("head", "body", "keep_alive", "write", "peer", "websocket_pong", "websocket_idle"),
+    *("queue", "first_token", "between_tokens", "response", "drain"),
+)
+"""Every deadline that is counted: its setting's name without `_seconds`."""
+
+REFUSALS = (
+    *("client_requests", "client_connections", "requests_per_minute", "tokens_per_minute"),
+    *("server_requests", "queue_ttft"),
+)
+"""Every limit by which admission refuses."""
 
 
 class Metrics:
@@ -91,6 +104,34 @@ class Metrics:
             (*LABELS, "route", "status"),
             registry=self.registry,
         )
+        self._refusals = Counter(
+            PREFIX + "requests_refused",
+            "Requests that admission refused, by which limit.",
+            (*LABELS, "reason"),
+            registry=self.registry,
+        )
+        self._deadlines = Counter(
+            PREFIX + "deadline_exceeded",
+            "Deadlines that passed, by the name of their setting without _seconds.",
+            (*LABELS, "deadline"),
+            registry=self.registry,
+        )
+        self._gauge("tasks", "Tasks of the server's event loop.").set_function(_tasks)
+        self.connections = self._gauge("connections", "Open connections.")
+        self.connections_idle = self._gauge(
+            "connections_idle", "Open connections on which no request is running."
+        )
+        self.websockets = self._gauge("websockets", "Open WebSockets.")
+        self.connections_evicted = self._counter(
+            "connections_evicted", "Idle connections that were closed for a newcomer."
+        )
+        self.connections_refused = self._counter(
+            "connections_refused", "Requests answered 503 because all connections were taken."
+        )
+        for refusal in REFUSALS:
+            self._refusals.labels(*self.labels, refusal)
+        for deadline in DEADLINES:
+            self._deadlines.labels(*self.labels, deadline)
         for reason in ("stop", "length", "abort", "error"):
             self._success.labels(*self.labels, reason)
         for outcome in ("completed", "disconnected", "error"):
@@ -104,6 +145,14 @@ class Metrics:
         """Count one stream's end."""
         self._streams.labels(*self.labels, outcome).inc()
 
+    def count_refusal(self, reason: str) -> None:
+        """Count a request that was refused: one of `REFUSALS`."""
+        self._refusals.labels(*self.labels, reason).inc()
+
+    def count_deadline(self, deadline: str) -> None:
+        """Count a deadline that passed: one of `DEADLINES`."""
+        self._deadlines.labels(*self.labels, deadline).inc()
+
     def count_response(self, route: str, status: int) -> None:
         """Count one HTTP response. `route` is a path template, never a client's text."""
         self._responses.labels(*self.labels, route, str(status)).inc()
@@ -116,5 +165,16 @@ class Metrics:
             PREFIX + name, text, LABELS, buckets=buckets, registry=self.registry
         ).labels(*self.labels)
 
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(PREFIX + name, text, LABELS, registry=self.registry).labels(*self.labels)
+
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(PREFIX + name, text, LABELS, registry=self.registry).labels(*self.labels)
+
+
+def _tasks() -> float:
+    """How many tasks the running loop has; 0 where a registry is read outside of one."""
+    try:
+        return float(len(asyncio.all_tasks()))
+    except RuntimeError:
+        return 0.0

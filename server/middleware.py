@@ -11,11 +11,12 @@ from uuid import uuid4
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.access import audit
 from server.errors import ApiError, response_to
 from server.metrics import Metrics
+from server.tickets import Ticket
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 PATH_CHARS = 200
@@ -23,11 +24,19 @@ LENGTH_DIGITS = 18
 CLIENT_GONE = 499
 """nginx's status for a client that disconnects before its answer; only in logs and metrics."""
 
+STATUS_OF = {
+    "http.response.start": 0,
+    "websocket.http.response.start": 0,
+    "websocket.accept": 101,
+    "websocket.close": 403,
+}
+"""The messages that answer a request, and the HTTP status of those that name none."""
+
 PAYLOAD_TOO_LARGE = "The request's body is over the limit of {limit} bytes."
 
 
 class RequestMiddleware:
-    """Outermost: names the request, logs its end, answers what nobody else caught.
+    """Outermost: names the request, logs and audits its end, answers what nobody else caught.
 
     A well-formed `x-request-id` is taken over, any other replaced; either way the
     response carries it and every log line written meanwhile. Leaves the time of arrival
@@ -40,7 +49,7 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on under its name."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
@@ -50,9 +59,11 @@ class RequestMiddleware:
 
         async def send_named(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+            if not status and message["type"] in STATUS_OF:
+                status = message.get("status") or STATUS_OF[message["type"]]
+                if message["type"] != "websocket.close":
+                    message.setdefault("headers", [])
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -62,25 +73,32 @@ class RequestMiddleware:
                 status = status or CLIENT_GONE
             except Exception as error:
                 log_unexpected(error)
-                if not status:
+                if not status and scope["type"] == "http":
                     await response_to(error)(scope, receive, send_named)
             finally:
                 self._log(scope, status)
 
     def _log(self, scope: Scope, status: int) -> None:
-        route, state = _route(scope), scope["state"]
+        route, state = audit.route_of(scope), scope["state"]
+        seconds = perf_counter() - state["arrival"]
         self._metrics.count_response(route, status)
         log = structlog.get_logger("headrace.access")
         # Probes and scrapes come every few seconds: only their failures are news.
-        quiet = status == 200 and route.startswith(("/health", "/metrics"))
+        quiet = status == 200 and route.startswith(audit.QUIET)
         (log.debug if quiet else log.info)(
             "request",
-            method=scope["method"],
+            method=scope.get("method", "WEBSOCKET"),
             path=ascii(scope["path"][:PATH_CHARS])[1:-1],
             status=status,
-            seconds=round(perf_counter() - state["arrival"], 6),
+            seconds=round(seconds, 6),
             **{name: state[name] for name in ("client", "outcome") if state.get(name)},
         )
+        ticket: Ticket | None = state.get("ticket")
+        # What generates is told when that ends, which may be after the request. What
+        # nobody in particular asked, and got, is no matter for an audit.
+        known = state.get("client") or state.get("refusal")
+        if known and not quiet and (ticket is None or not ticket.entered):
+            audit.request(scope, status=status, seconds=seconds)
 
 
 class BodyMiddleware:
@@ -90,10 +108,11 @@ class BodyMiddleware:
     nothing beyond the limit is ever held in memory.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float, metrics: Metrics) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._seconds = seconds
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a bounded `receive`."""
@@ -118,9 +137,10 @@ class BodyMiddleware:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
+                self._metrics.count_deadline("body")
                 raise ApiError(
                     408,
-                    "request_timeout",
+                    "body_timeout",
                     f"The request's body took longer than {self._seconds:g} seconds.",
                 ) from None
             received += len(message.get("body", b""))
@@ -151,9 +171,3 @@ def log_unexpected(error: Exception) -> None:
 
 def _request_id(given: str | None) -> str:
     return given if given is not None and REQUEST_ID.fullmatch(given) else uuid4().hex
-
-
-def _route(scope: Scope) -> str:
-    """The path template that matched: a bounded set, whatever clients ask for."""
-    route = scope.get("route")
-    return route.path if isinstance(route, Route) else "other"

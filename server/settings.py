@@ -3,7 +3,8 @@
 A value comes from the first of: a flag (`--max-body-bytes`), a variable
 (`HEADRACE_MAX_BODY_BYTES`), the TOML file (`max_body_bytes = 2097152`), the default.
 All three spell the name of the field below. The command line is generated from the
-fields, so a new setting is one new field.
+fields, so a new setting is one new field. Settings that few will ever change have no
+flag: `headrace serve --help` has to fit one screen.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How the command line shows a setting; a switch has no `metavar`."""
+    """How the command line shows a setting; a switch has no `metavar`.
+
+    Without a `flag` only a variable or the file sets it.
+    """
 
     group: str
     metavar: str
     help: str
+    flag: bool = True
 
 
 NotEmpty = Meta(min_length=1)
@@ -46,6 +51,8 @@ Natural = Meta(ge=0, le=100_000_000)
 Positive = Meta(ge=1, le=1_000_000)
 Lanes = Meta(ge=1, le=128)  # two ids each, of the 256 that llama.cpp has
 Seconds = Meta(ge=0.0, le=86_400.0)
+STREAM_STORES = r"^(off|sqlite|(redis|rediss|unix|sqlite|postgresql)(\+[a-z0-9]+)?://.+)$"
+Deadline = Meta(gt=0.0, le=86_400.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +61,8 @@ class Settings:
 
     `port` 0 takes any free port. `context`, `cache_tokens` and `threads` 0 leave the
     choice to the engine, `gpu_layers` -1 is all of them, `max_tokens_limit` 0 is the
-    context. `kv_host_memory` is in MiB.
+    context. `kv_host_memory` and `kv_disk` are in MiB; `kv_disk_dir` None is
+    `headrace/kv` in the user's cache directory. For `data_dir` None see `data_dir_of`.
     """
 
     model: Annotated[str, NotEmpty, Option("model", "ID|PATH", "catalogue id or .gguf file")] = (
@@ -77,6 +85,19 @@ class Settings:
     api_key_file: Annotated[Path | None, Option("network", "FILE", "accepted keys, one a line")] = (
         None
     )
+    key_store: Annotated[
+        Path | None, Option("network", "FILE", "keys of `headrace keys`", flag=False)
+    ] = None
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(max_length=100),
+        Option("network", "NAMES", "Host headers to answer", flag=False),
+    ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(max_length=100),
+        Option("network", "ORIGINS", "sites whose pages may ask", flag=False),
+    ] = ()
     allow_unauthenticated: Annotated[
         bool, Option("network", "", "listen beyond loopback without keys")
     ] = False
@@ -99,9 +120,36 @@ class Settings:
     kv_host_memory: Annotated[
         int, Meta(ge=0, le=1 << 24), Option("engine", "MIB", "host memory for finished prefixes")
     ] = 1024
+    kv_disk: Annotated[
+        int, Meta(ge=0, le=1 << 30), Option("engine", "MIB", "disk for what does not fit there")
+    ] = 0
+    kv_disk_dir: Annotated[
+        Path | None, Option("engine", "DIR", "where its files are", flag=False)
+    ] = None
+    kv_disk_seconds: Annotated[
+        float, Seconds, Option("engine", "S", "longest wait for a prefix on disk", flag=False)
+    ] = 2.0
+    speculation: Annotated[
+        Literal["auto", "off"], Option("engine", "NAME", "draft tokens: auto, off", flag=False)
+    ] = "auto"
+    draft_model: Annotated[
+        str,
+        NotEmpty,
+        Option("engine", "ID|PATH", "proposes tokens; auto: the catalogue's, off", flag=False),
+    ] = "auto"
+    device_sampling: Annotated[
+        Literal["auto", "on", "off"],
+        Option("engine", "NAME", "draw tokens on the device: auto, on, off", flag=False),
+    ] = "auto"
+    step_seconds: Annotated[
+        float, Deadline, Option("engine", "S", "longest step, beyond: it hangs", flag=False)
+    ] = 30.0
+    replay_seconds: Annotated[
+        float, Deadline, Option("engine", "S", "time to hold streams for a restart", flag=False)
+    ] = 60.0
     target_itl_ms: Annotated[
         float, Meta(gt=0.0, le=60_000.0), Option("engine", "MS", "inter-token latency to hold")
-    ] = 200.0
+    ] = 400.0
 
     max_requests: Annotated[
         int, Positive, Option("limits", "N", "running and waiting, beyond: 429")
@@ -113,8 +161,13 @@ class Settings:
     max_tokens_limit: Annotated[
         int, Natural, Option("limits", "N", "largest max_tokens, 0: the context")
     ] = 0
+    max_queue_ttft_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "expected first token, beyond: 503", flag=False)
+    ] = 60.0
     body_seconds: Annotated[
-        float, Meta(gt=0.0, le=3600.0), Option("limits", "S", "time to receive a request")
+        float,
+        Meta(gt=0.0, le=3600.0),
+        Option("limits", "S", "time to receive a request", flag=False),
     ] = 30.0
     disconnect_grace_seconds: Annotated[
         float, Seconds, Option("limits", "S", "time a request outlives its client")
@@ -122,7 +175,101 @@ class Settings:
     drain_seconds: Annotated[
         float, Seconds, Option("limits", "S", "time for streams to end at shutdown")
     ] = 30.0
+    queue_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "time to wait for a lane, 0: any", flag=False)
+    ] = 300.0
+    first_token_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "from a lane to the first token, 0: any", flag=False)
+    ] = 600.0
+    between_tokens_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "longest silence after it, 0: any", flag=False)
+    ] = 120.0
+    response_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "time for a whole response, 0: any", flag=False)
+    ] = 3600.0
+    heartbeat_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "silence before a heartbeat, 0: none", flag=False)
+    ] = 15.0
 
+    max_connections: Annotated[
+        int, Positive, Option("network", "N", "connections with a request on them", flag=False)
+    ] = 1024
+    reserved_connections: Annotated[
+        int, Positive, Option("network", "N", "more, for health and metrics", flag=False)
+    ] = 32
+    max_head_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 20), Option("network", "N", "size of a head", flag=False)
+    ] = 64 * 1024
+    max_headers: Annotated[
+        int, Meta(ge=1, le=10_000), Option("network", "N", "headers of a request", flag=False)
+    ] = 100
+    head_seconds: Annotated[
+        float, Deadline, Option("network", "S", "time to receive a head", flag=False)
+    ] = 10.0
+    write_seconds: Annotated[
+        float, Deadline, Option("network", "S", "time a reader may stand still", flag=False)
+    ] = 30.0
+    keep_alive_seconds: Annotated[
+        float, Deadline, Option("network", "S", "time between two requests", flag=False)
+    ] = 75.0
+    peer_seconds: Annotated[
+        float,
+        Meta(ge=1.0, le=86_400.0),
+        Option("network", "S", "time until a silent peer counts as gone", flag=False),
+    ] = 60.0
+    write_buffer_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 24), Option("network", "N", "unsent, in the server", flag=False)
+    ] = 16 * 1024
+    send_buffer_bytes: Annotated[
+        int,
+        Meta(ge=0, le=1 << 24),
+        Option("network", "N", "unsent, in the kernel, 0: its choice", flag=False),
+    ] = 64 * 1024
+    websocket_responses: Annotated[
+        int, Meta(ge=1, le=1024), Option("network", "N", "responses on a WebSocket", flag=False)
+    ] = 16
+    websocket_messages_per_second: Annotated[
+        float,
+        Meta(gt=0.0, le=10_000.0),
+        Option("network", "N", "messages read from a WebSocket", flag=False),
+    ] = 20.0
+    websocket_ping_seconds: Annotated[
+        float, Deadline, Option("network", "S", "time between two pings", flag=False)
+    ] = 20.0
+    websocket_pong_seconds: Annotated[
+        float, Deadline, Option("network", "S", "time to answer a ping", flag=False)
+    ] = 20.0
+    websocket_idle_seconds: Annotated[
+        float, Deadline, Option("network", "S", "time a WebSocket may do nothing", flag=False)
+    ] = 600.0
+
+    data_dir: Annotated[
+        Path | None, Option("operation", "DIR", "where state is kept", flag=False)
+    ] = None
+    stream_store: Annotated[
+        str,
+        Meta(pattern=STREAM_STORES),
+        Option("operation", "URL", "sqlite, off, or a URL of Redis or SQL", flag=False),
+    ] = "sqlite"
+    coalesce_ms: Annotated[
+        float,
+        Meta(ge=0.0, le=1000.0),
+        Option("operation", "MS", "time to gather tokens for one event, 0: none", flag=False),
+    ] = 25.0
+    detach_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "time a reader may be away", flag=False)
+    ] = 30.0
+    keep_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "time an ended response stays at hand", flag=False)
+    ] = 60.0
+    retention_seconds: Annotated[
+        float,
+        Meta(ge=1.0, le=10 * 365 * 86_400.0),
+        Option("limits", "S", "time an ended response stays stored", flag=False),
+    ] = 30 * 86_400.0
+    max_live_responses: Annotated[
+        int, Positive, Option("limits", "N", "responses in memory", flag=False)
+    ] = 1024
     vllm_metrics: Annotated[bool, Option("operation", "", "metrics also under vllm: names")] = False
     log_format: Annotated[
         Literal["console", "json"], Option("operation", "NAME", "console or json")
@@ -151,6 +298,16 @@ def flag_of(name: str) -> str:
 def variable_of(name: str) -> str:
     """The environment's spelling of a field: `HEADRACE_MAX_BODY_BYTES`."""
     return PREFIX + name.upper()
+
+
+def data_dir_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where state is kept: the setting, or what the XDG base directory specification says."""
+    if settings.data_dir is not None:
+        return settings.data_dir
+    base = Path(environ.get("XDG_DATA_HOME", ""))
+    if not base.is_absolute():  # the specification has relative values ignored
+        base = Path(environ.get("HOME") or Path.home()) / ".local" / "share"
+    return base / "headrace"
 
 
 def load_settings(
@@ -197,7 +354,12 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 
 def _convert(name: str, value: object, place: str) -> Any:
-    """Turn what a flag, a variable or the file holds into the field's type, in range."""
+    """Turn what a flag, a variable or the file holds into the field's type, in range.
+
+    Lists are separated by commas outside the file.
+    """
+    if TYPES[name].__origin__ == tuple[str, ...] and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
     try:
         converted = msgspec.convert(value, TYPES[name], strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:

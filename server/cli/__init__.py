@@ -1,4 +1,4 @@
-"""The `headrace` command: `serve`, `models`, `tune`, `doctor`, `chat`, `version`.
+"""The `headrace` command: `serve`, `models`, `keys`, `tune`, `doctor`, `chat`, `version`.
 
 Each subcommand is a module with `add_parser(subparsers)`, which sets `run` to a
 function from the parsed arguments to an exit code. Only the module of the command that
@@ -21,6 +21,7 @@ from server.cli.errors import CommandError
 COMMANDS = {
     "serve": "serve a model over HTTP",
     "models": "list, fetch and verify models",
+    "keys": "create, list and revoke API keys",
     "tune": "measure faster weights formats and settings for this machine",
     "doctor": "check processor, GPU, llama.cpp and directories",
     "chat": "talk to a running server",

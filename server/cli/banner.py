@@ -17,6 +17,7 @@ def banner(
     url: str,
     loopback: bool,
     api_key_file: Path | None,
+    key_store: Path | None = None,
     profile: str | None = None,
 ) -> str:
     """The start-up lines, ending in a command that can be pasted into a shell.
@@ -24,8 +25,9 @@ def banner(
     `profile` says which weights are served, where there is a choice.
     """
     reach = "this machine only" if loopback else "all who reach this address"
-    if api_key_file is not None:
-        keys = f"wanted from every client, {api_key_file}"
+    files = [str(path) for path in (api_key_file, key_store) if path is not None]
+    if files:
+        keys = f"wanted from every client, {' and '.join(files)}"
     elif loopback:
         keys = "none, so loopback only; to serve others: --host ADDR --api-key-file FILE"
     else:
@@ -44,11 +46,15 @@ def banner(
     width = max(map(len, rows))
     lines = [f"Headrace {version} is ready.", ""]
     lines += [f"  {name:<{width}}  {value}" for name, value in rows.items()]
-    return "\n".join([*lines, "", "Try it:", curl(url, api_key_file), ""])
+    return "\n".join([*lines, "", "Try it:", curl(url, api_key_file, named=bool(files)), ""])
 
 
-def curl(url: str, api_key_file: Path | None) -> str:
-    """One shell line that streams an answer. It reads the key from its file: no secret here."""
+def curl(url: str, api_key_file: Path | None, *, named: bool = False) -> str:
+    """One shell line that streams an answer.
+
+    It reads the key from its file, or is `named` and takes it from `$HEADRACE_API_KEY`: no
+    secret here.
+    """
     body = json.dumps(
         {
             "model": "default",
@@ -57,7 +63,7 @@ def curl(url: str, api_key_file: Path | None) -> str:
         },
         separators=(",", ":"),
     )
-    key = ""
+    key = ' -H "Authorization: Bearer $HEADRACE_API_KEY"' if named else ""
     if api_key_file is not None:
         path = shlex.quote(str(api_key_file.absolute()))
         key = f' -H "Authorization: Bearer $({FIRST_KEY} {path})"'

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 import unicodedata
 from pathlib import Path
 
+from inference.types import Queued
 from server.cli import COMMANDS
 from server.cli.chatclient import ChatClient, ChatFailed, Message, read_key
 from server.cli.errors import CommandError
@@ -62,6 +64,28 @@ def run(arguments: argparse.Namespace) -> int:
         return _converse(session)
 
 
+class Status:
+    """A line that is shown while there is nothing else, on a terminal only.
+
+    Mutable: how many characters of it are on the screen.
+    """
+
+    def __init__(self) -> None:
+        self._shown = 0
+
+    def show(self, text: str) -> None:
+        """Show `text` in place of what was shown before."""
+        if sys.stdout.isatty():
+            print("\r" + text.ljust(self._shown), end="", flush=True)
+            self._shown = len(text)
+
+    def clear(self) -> None:
+        """Take it from the screen."""
+        if self._shown:
+            print("\r" + " " * self._shown + "\r", end="", flush=True)
+            self._shown = 0
+
+
 class Session:
     """A dialogue; `messages` holds it and changes only in `ask` and `reset`."""
 
@@ -72,6 +96,7 @@ class Session:
         self._model = model
         self._system = [] if system is None else [Message("system", system)]
         self._temperature = temperature
+        self._status = Status()
         self.messages = list(self._system)
 
     def reset(self) -> None:
@@ -91,9 +116,14 @@ class Session:
         try:
             with contextlib.closing(pieces):
                 for piece in pieces:
+                    if isinstance(piece, Queued):
+                        self._status.show(_waiting(piece))
+                        continue
+                    self._status.clear()
                     shown.append(piece)
                     print(_printable(piece), end="", flush=True)
         finally:
+            self._status.clear()
             if shown:
                 print(flush=True)
                 self.messages = [*question, Message("assistant", "".join(shown))]
@@ -153,6 +183,15 @@ def _command(session: Session, text: str) -> None:
                 print(f"{message.role}: {_printable(message.content)}")
         case _:
             print(f"[there is no {text.split()[0]}; /help shows what there is]")
+
+
+def _waiting(place: Queued) -> str:
+    """A place in the queue in words: `waiting, 3rd in line, about 2 s`."""
+    last = place.position % 10 if place.position % 100 not in (11, 12, 13) else 0
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(last, "th")
+    seconds = math.ceil(place.expected_seconds)
+    about = f", about {seconds} s" if seconds else ""
+    return f"waiting, {place.position}{suffix} in line{about}"
 
 
 def _printable(text: str) -> str:

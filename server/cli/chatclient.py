@@ -11,14 +11,18 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
+from inference.types import Queued
 from server.cli.errors import CommandError
+from server.cli.streamlines import LineTooLong, Remark, lines
 from server.keyfile import KeyFileError, read_keys
+from server.wire.comments import queued_of
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 600.0
 """The longest silence before or within an answer: a long prompt may be read for minutes."""
 
 ERROR_BODY_MAX_BYTES = 65_536
+EVENT_STREAM = "text/event-stream"
 
 
 class Message(Struct, frozen=True):
@@ -113,9 +117,10 @@ class ChatClient:
 
     def answer(
         self, messages: Sequence[Message], *, model: str, temperature: float | None
-    ) -> Generator[str, None, None]:
-        """Yield the pieces of one answer as they come. Closing the iterator stops it.
+    ) -> Generator[str | Queued, None, None]:
+        """Yield the pieces of one answer as they come, before them places in the queue.
 
+        Closing the iterator stops the answer.
         Raises `ChatFailed`, also when the stream ends without a terminal event.
         """
         body = {"model": model, "messages": messages, "stream": True}
@@ -133,14 +138,21 @@ class ChatClient:
                 yield from self._pieces(response)
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, LineTooLong):
             raise ChatFailed(f"{self.url} sent an event that cannot be read") from None
 
-    def _pieces(self, response: httpx2.Response) -> Iterator[str]:
-        for event in httpx2.EventSource(response):
-            if event.data == "[DONE]":
+    def _pieces(self, response: httpx2.Response) -> Iterator[str | Queued]:
+        kind = response.headers.get("content-type", "").partition(";")[0].strip()
+        if kind != EVENT_STREAM:
+            raise ChatFailed(f"{self.url} answers with {kind or 'nothing'}, not {EVENT_STREAM}")
+        for line in lines(response.iter_bytes()):
+            if isinstance(line, Remark):
+                if (queued := queued_of(line.text)) is not None:
+                    yield queued
+                continue
+            if line.text == b"[DONE]":
                 return
-            chunk = msgspec.json.decode(event.data, type=_Chunk)
+            chunk = msgspec.json.decode(line.text, type=_Chunk)
             if chunk.error is not None:
                 raise ChatFailed(f"the answer broke off: {chunk.error.message}")
             for choice in chunk.choices:

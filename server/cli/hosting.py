@@ -1,17 +1,18 @@
 """Runs the application under uvicorn until a signal ends it.
 
-The first SIGINT or SIGTERM stops taking connections and lets streams finish for
-`drain_seconds`; then the engine is closed, which ends each remaining stream with an
-error event. The second signal ends the process at once. An engine that has failed for good
-ends the server as well: whoever supervises it may start it anew.
+The first SIGINT or SIGTERM begins the drain: readiness fails, new work is refused, and
+what runs has `drain_seconds` to finish. What is left then ends with an error event that
+says whether the response can be resumed. The second signal ends the drain, with the
+same events; the third ends the process. An engine that has failed for good ends the
+server as well: whoever supervises it may start it anew.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,13 +26,14 @@ from inference.engine import Engine
 from inference.types import EngineState
 from server.cli.errors import CommandError
 from server.cli.listen import Listener, refused
-from server.settings import Settings
-
-KEEP_ALIVE_SECONDS = 75
-"""Longer than the 60 s after which load balancers drop an idle connection themselves."""
+from server.protocol import protocol_for
+from server.served import Edge
+from server.sockets import allow_files
+from server.systemd import Notifier, feed_watchdog
+from server.websocket.protocol import websocket_options
 
 ERROR_EVENT_SECONDS = 5
-"""How long the last error events may take to be written when the drain has run out."""
+"""How long requests that were cancelled at the end of the drain may take to say so."""
 
 POLL_SECONDS = 0.05
 BAR_AFTER_SECONDS = 1.0
@@ -43,46 +45,77 @@ log = structlog.get_logger("headrace.serve")
 class Hosting:
     """What is served, and where.
 
-    `on_ready` is called once the engine takes requests, `on_stop` at the first signal.
+    `on_ready` is called once the engine takes requests, `on_reload` at each SIGHUP.
     """
 
     app: ASGIApp
-    engine: Engine
-    settings: Settings
+    edge: Edge
     listener: Listener
     on_ready: Callable[[], None]
-    on_stop: Callable[[], None]
+    on_reload: Callable[[], None]
+    notifier: Notifier
 
     def run(self) -> None:
         """Serve until a signal.
 
         Raises `CommandError` when the engine never gets ready, or fails for good later.
         """
+        self._allow_files()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve())
 
+    def _allow_files(self) -> None:
+        settings = self.edge.settings
+        wanted = settings.max_connections + settings.reserved_connections
+        room = allow_files(wanted)
+        if room < wanted:
+            log.warning("too_few_files", connections_wanted=wanted, connections_possible=room)
+
     async def _serve(self) -> None:
-        server = _Server(_config(self.app, self.settings))
-        stop = _Stop(server, self.engine, self.settings.drain_seconds, self.on_stop)
-        with stop.on(signal.SIGINT, signal.SIGTERM):
+        engine = self.edge.engine
+        server = _Server(_config(self.app, self.edge))
+        stop = _Stop(server, self.edge, self.notifier)
+        with stop.on(signal.SIGINT, signal.SIGTERM), self._hangups(stop):
             serving = asyncio.create_task(server.serve(sockets=[self.listener.socket]))
-            loaded = await _loaded(self.engine, serving)
+            loaded = await _loaded(engine, serving, self.notifier)
             if loaded in (EngineState.READY, EngineState.RESTARTING):
                 self.on_ready()
-                await _failed_or_done(self.engine, serving)
+                self.notifier.ready()
+                feeding = asyncio.create_task(feed_watchdog(self.notifier, engine))
+                await _failed_or_done(engine, serving)
+                feeding.cancel()
             # Read now: the server closes the engine as it ends.
-            health = self.engine.health()
+            health = engine.health()
             failed = health.state is EngineState.FAILED
             if failed:
+                self.notifier.stopping()
                 server.should_exit = True
             try:
                 await serving
             except OSError as error:
-                raise refused(error, self.settings) from None
+                raise refused(error, self.edge.settings) from None
         if failed:
             never = loaded is EngineState.FAILED
             what = "the model cannot be loaded" if never else "the engine has failed for good"
             raise CommandError(f"{what}: {health.reason}", exit_code=1)
+
+    @contextlib.contextmanager
+    def _hangups(self, stop: _Stop) -> Iterator[None]:
+        """Reload at SIGHUP, but stop when it says that our terminal is gone."""
+        loop = asyncio.get_running_loop()
+        terminal = sys.stderr.isatty()
+
+        def act() -> None:
+            if terminal and not sys.stderr.isatty():
+                stop.act(signal.SIGHUP)
+            else:
+                self.on_reload()
+
+        loop.add_signal_handler(signal.SIGHUP, act)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGHUP)
 
 
 class _Server(uvicorn.Server):
@@ -93,8 +126,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _loaded(engine: Engine, serving: asyncio.Task[None]) -> EngineState:
+async def _loaded(engine: Engine, serving: asyncio.Task[None], notifier: Notifier) -> EngineState:
     """Wait until the engine is no longer starting or the server has ended, showing progress."""
+    told = -1.0
     with tqdm(
         desc="loading the model",
         total=100,
@@ -106,6 +140,9 @@ async def _loaded(engine: Engine, serving: asyncio.Task[None]) -> EngineState:
     ) as bar:
         while (health := engine.health()).state is EngineState.STARTING and not serving.done():
             bar.update(round(100 * health.load_progress) - bar.n)
+            if health.load_progress != told:
+                told = health.load_progress
+                notifier.loading(told)
             await asyncio.wait({serving}, timeout=POLL_SECONDS)
     return health.state
 
@@ -123,59 +160,69 @@ async def _failed(engine: Engine) -> None:
 
 
 class _Stop:
-    """What a signal does: the first starts the end, the second is the end.
+    """What signals do: the first drains, the second hurries, the third ends the process.
 
-    `_closing` is set by the first signal and kept so that the task is not collected.
+    Mutable: how many came, and the drain's task; owned by the event loop's thread.
     """
 
-    def __init__(
-        self,
-        server: uvicorn.Server,
-        engine: Engine,
-        drain_seconds: float,
-        on_stop: Callable[[], None],
-    ) -> None:
+    def __init__(self, server: uvicorn.Server, edge: Edge, notifier: Notifier) -> None:
         self._server = server
-        self._engine = engine
-        self._drain_seconds = drain_seconds
-        self._on_stop = on_stop
-        self._closing: asyncio.Task[None] | None = None
+        self._edge = edge
+        self._notifier = notifier
+        self._signals = 0
+        self._draining: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def on(self, *signals: signal.Signals) -> Iterator[None]:
         """Act on these signals while the block runs."""
         loop = asyncio.get_running_loop()
         for signum in signals:
-            loop.add_signal_handler(signum, self._act, signum)
+            loop.add_signal_handler(signum, self.act, signum)
         try:
             yield
         finally:
             for signum in signals:
                 loop.remove_signal_handler(signum)
-            if self._closing is not None:
-                self._closing.cancel()
+            if self._draining is not None:
+                self._draining.cancel()
 
-    def _act(self, signum: signal.Signals) -> None:
-        if self._closing is not None:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
-        log.info("stopping", signal=signum.name, drain_seconds=self._drain_seconds)
-        self._on_stop()
+    def act(self, signum: signal.Signals) -> None:
+        """Do what the next signal does."""
+        self._signals += 1
+        match self._signals:
+            case 1:
+                seconds = self._edge.settings.drain_seconds
+                log.info("stopping", signal=signum.name, drain_seconds=seconds)
+                self._notifier.stopping()
+                self._edge.lifecycle.drain()
+                self._draining = asyncio.create_task(self._drain(seconds))
+            case 2:
+                log.warning("hurrying", signal=signum.name)
+                self._edge.lifecycle.hurry()
+            case _:
+                signal.signal(signum, signal.SIG_DFL)
+                signal.raise_signal(signum)
+
+    async def _drain(self, seconds: float) -> None:
+        """Let the work finish, while health still answers; then let the server end."""
+        cut = await self._edge.lifecycle.finish(
+            lambda: self._server.server_state.tasks,
+            responses=self._edge.streams,
+            seconds=seconds,
+        )
+        if cut:
+            log.warning("drain_expired", cut=cut)
+        for _ in range(cut):
+            self._edge.metrics.count_deadline("drain")
         self._server.should_exit = True
-        self._closing = asyncio.create_task(self._drain())
-
-    async def _drain(self) -> None:
-        await asyncio.sleep(self._drain_seconds)
-        log.warning("drain_expired", running=self._engine.stats().running)
-        await self._engine.close()
 
 
-def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def _config(app: ASGIApp, edge: Edge) -> uvicorn.Config:
     """uvicorn, told everything that it would otherwise guess or read from the environment."""
     return uvicorn.Config(
         app,
-        http="httptools",
-        ws="none",
+        http=protocol_for(edge.connections),
+        **websocket_options(edge.connections),
         lifespan="on",
         workers=1,
         log_config=None,
@@ -183,6 +230,5 @@ def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         forwarded_allow_ips="",
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + ERROR_EVENT_SECONDS,
+        timeout_graceful_shutdown=ERROR_EVENT_SECONDS,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from server.cli.errors import CommandError
 from server.settings import Settings
+from server.sockets import prepare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,22 +29,24 @@ class Listener:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def bind(settings: Settings) -> Listener:
+def bind(settings: Settings, *, keyed: bool) -> Listener:
     """Bind to the host and port of the settings.
 
-    Without keys only loopback addresses are allowed, unless the settings insist. Raises
+    Unless it is `keyed` only loopback addresses are allowed, or the settings insist. Raises
     `CommandError` for that, for a name that has no address, and for a port that is taken.
     """
     family, address = _resolve(settings.host, settings.port)
     loopback = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
-    if not loopback and settings.api_key_file is None and not settings.allow_unauthenticated:
+    if not (loopback or keyed or settings.allow_unauthenticated):
         raise CommandError(
             f"--host {settings.host}: anyone who reaches this address could use the model; "
+            "make a key with `headrace keys create NAME`, "
             "add --api-key-file FILE, or --allow-unauthenticated to insist"
         )
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        prepare(bound, settings)
         bound.bind(address)
     except OSError as error:
         bound.close()

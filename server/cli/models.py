@@ -111,6 +111,7 @@ def _show(args: argparse.Namespace) -> int:
         ("quantization", entry.quantization),
         ("context", f"{entry.context_length:,} tokens" if entry.context_length else "unknown"),
         ("capabilities", ", ".join(entry.capabilities)),
+        ("draft model", entry.draft or "none"),
         ("sampling", sampling or "no recommendation"),
         ("notes", entry.notes or "-"),
     ]

@@ -36,7 +36,7 @@ class CompactHelp(argparse.HelpFormatter):
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` an option for each setting, and `--config`. Values stay text.
+    """Give `parser` an option for each setting with a flag, and `--config`. Values stay text.
 
     `load_settings` converts and checks them, so that all sources are treated alike.
     A switch can be taken back (`--no-offline`) where the file has set it.
@@ -44,6 +44,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     for name, default in DEFAULTS.items():
         option = option_of(name)
+        if not option.flag:
+            continue
         group = groups[option.group]
         if option.metavar:
             shown = "" if default is None else f" ({_number(default)})"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from server.routes.generating import collected, envelope_of, generation_of, limits_of, streamed
+from server.generation import Generation
+from server.routes.generating import answered, envelope_of, generation_of, limits_of
 from server.served import Edge
 from server.wire import unbuilt
 from server.wire.chat import ChatFields, logprobs_of, max_tokens_given, prompt_of
-from server.wire.chat_events import ChatProjection, ChatSummary
 from server.wire.common import check_counts, max_tokens_of
 from server.wire.decoding import decode, read_json
+from server.wire.shapes import ChatShape
 
 
 def routes(edge: Edge) -> list[Route]:
@@ -27,6 +28,15 @@ def routes(edge: Edge) -> list[Route]:
 def answer(edge: Edge, request: Request, text: str) -> ASGIApp:
     """Parse a request's body and say how to answer it. Raises `ApiError`, `EngineError`."""
     fields = decode(text, ChatFields, unbuilt.CHAT)
+    generation, shape = planned(edge, request, fields)
+    return answered(edge, request, generation, shape, stream=bool(fields.stream))
+
+
+def planned(edge: Edge, asked: HTTPConnection, fields: ChatFields) -> tuple[Generation, ChatShape]:
+    """What a request asks for, not yet begun. Raises `ApiError`, `EngineError`.
+
+    `asked` has the client and the time of arrival in its state.
+    """
     edge.model.require(fields.model)
     edge.lifecycle.require_open()
     limits = limits_of(edge)
@@ -36,7 +46,7 @@ def answer(edge: Edge, request: Request, text: str) -> ASGIApp:
     logprobs = logprobs_of(fields)
     generation = generation_of(
         edge,
-        request,
+        asked,
         envelope,
         fields,
         prompts=[prompt_of(fields.messages)],
@@ -46,7 +56,10 @@ def answer(edge: Edge, request: Request, text: str) -> ASGIApp:
         limits=limits,
         names={"prompt": "messages", "max_tokens": param},
     )
-    if fields.stream:
-        shown = ChatProjection(envelope, n=n, include_usage=fields.include_usage)
-        return streamed(edge, generation, shown)
-    return collected(edge, generation, ChatSummary(envelope, n=n, logprobs=logprobs is not None))
+    shape = ChatShape(
+        envelope=envelope,
+        n=n,
+        include_usage=fields.include_usage,
+        logprobs=logprobs is not None,
+    )
+    return generation, shape

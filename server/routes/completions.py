@@ -11,13 +11,13 @@ from starlette.types import ASGIApp
 from inference.engine import Engine
 from inference.types import TextPrompt, TokensPrompt
 from server.disconnect import watched
-from server.routes.generating import collected, envelope_of, generation_of, limits_of, streamed
+from server.routes.generating import answered, envelope_of, generation_of, limits_of
 from server.served import Edge
 from server.wire import unbuilt
 from server.wire.common import check_counts, max_tokens_of
 from server.wire.completions import DEFAULT_MAX_TOKENS, CompletionFields, check_echo, prompts_of
-from server.wire.completions_events import CompletionProjection, CompletionSummary
 from server.wire.decoding import decode, read_json
+from server.wire.shapes import CompletionShape
 
 
 def routes(edge: Edge) -> list[Route]:
@@ -55,17 +55,14 @@ async def answer(edge: Edge, request: Request, text: str) -> ASGIApp:
     echoes = [""] * len(prompts)
     if fields.echo:
         echoes = await watched(request.receive, _texts(edge.engine, prompts))
-    echoes = [echo for echo in echoes for _ in range(n)]
-    if fields.stream:
-        shown = CompletionProjection(
-            envelope, n=n, echoes=echoes, include_usage=fields.include_usage
-        )
-        return streamed(edge, generation, shown)
-    return collected(
-        edge,
-        generation,
-        CompletionSummary(envelope, n=n, echoes=echoes, logprobs=fields.logprobs is not None),
+    shape = CompletionShape(
+        envelope=envelope,
+        n=n,
+        echoes=[echo for echo in echoes for _ in range(n)],
+        include_usage=fields.include_usage,
+        logprobs=fields.logprobs is not None,
     )
+    return answered(edge, request, generation, shape, stream=bool(fields.stream))
 
 
 async def _texts(engine: Engine, prompts: Sequence[TextPrompt | TokensPrompt]) -> list[str]:

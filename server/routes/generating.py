@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from uuid import uuid4
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp
 
 from inference.types import GenerationRequest, Prompt
+from server.access.audit import route_of
+from server.access.client import Client
 from server.answers import JsonAnswer
+from server.deadlines import ResponseDeadlines
+from server.errors import ApiError, invalid
 from server.generation import Generation
 from server.served import Edge
-from server.sse import EventStream
+from server.sse import EventStream, Framing
+from server.streams.live import Live
+from server.tickets import Ticket, estimate_tokens
+from server.views import OpenAiView, summarized
+from server.wire import shapes
 from server.wire.common import (
     Envelope,
     GenerationFields,
     Limits,
-    Projection,
-    Summary,
     reseeded,
     sampling_of,
     stop_of,
 )
+from server.wire.shapes import AnyShape
+
+STREAM_HEADER = "X-Headrace-Stream"
+RESUMABLE = "resumable"
+STREAM_ID_HEADER = b"x-headrace-stream-id"
 
 
 def limits_of(edge: Edge) -> Limits:
@@ -50,7 +62,7 @@ def envelope_of(edge: Edge, prefix: str) -> Envelope:
 
 def generation_of(
     edge: Edge,
-    request: Request,
+    request: HTTPConnection,
     envelope: Envelope,
     fields: GenerationFields,
     *,
@@ -68,6 +80,7 @@ def generation_of(
     """
     sampling = sampling_of(fields, edge.model.sampling, limits)
     stop = stop_of(fields)
+    client: Client = request.state.access
     requests = [
         GenerationRequest(
             id=f"{envelope.id}-{number * n + copy}",
@@ -78,35 +91,115 @@ def generation_of(
             ignore_eos=bool(fields.ignore_eos),
             stop=stop,
             logprobs=logprobs,
-            client=request.state.client,
+            client=client.id,
+            priority=client.limits.priority,
         )
         for number, prompt in enumerate(prompts)
         for copy in range(n)
     ]
+    ticket = Ticket(
+        edge.admission,
+        client,
+        route=route_of(request.scope),
+        prompt_tokens=sum(map(estimate_tokens, prompts)),
+        prompts=len(prompts),
+        copies=n,
+    )
+    request.state.ticket = ticket
     return Generation(
+        id=envelope.id,
         engine=edge.engine,
         metrics=edge.metrics,
+        board=edge.queue,
+        ticket=ticket,
         requests=tuple(requests),
         arrival=request.state.arrival,
+        deadlines=ResponseDeadlines.of(edge.settings),
         names=names,
         log_prompts=edge.settings.log_prompts,
     )
 
 
-def streamed(edge: Edge, generation: Generation, projection: Projection) -> ASGIApp:
-    """Answer with a stream of events."""
+def begin(
+    edge: Edge,
+    client: Client,
+    generation: Generation,
+    *,
+    kind: str,
+    stored: bool = False,
+    detach_seconds: float | None,
+    details: bytes = b"",
+) -> Live:
+    """Run a generation as a response under its id; it starts at once.
+
+    One whose readers have all gone is stopped after `detach_seconds`; None: not as long
+    as it is being stored. Raises `ApiError` 429 and 503 when it is refused.
+    """
+    # The producer enters the ticket. Asked before, a refusal costs no log and no store.
+    edge.admission.check(client, prompt_tokens=generation.ticket.prompt_tokens)
+    return edge.streams.create(
+        generation.events,
+        owner=client.id,
+        kind=kind,
+        stored=stored,
+        detach_seconds=edge.settings.detach_seconds if detach_seconds is None else detach_seconds,
+        outlives_readers=detach_seconds is None,
+        details=details,
+        rests=stored,
+        response_id=generation.id,
+    )
+
+
+def answered(
+    edge: Edge, request: Request, generation: Generation, shape: AnyShape, *, stream: bool
+) -> ASGIApp:
+    """Run the generation and answer, with a stream of events or with one body at the end.
+
+    Raises `ApiError`.
+    """
+    client: Client = request.state.access
+    resumable = resumable_wanted(edge, request, stream=stream)
+    settings = edge.settings
+    live = begin(
+        edge,
+        client,
+        generation,
+        kind=shape.kind,
+        stored=resumable,
+        detach_seconds=(settings.detach_seconds or None)
+        if resumable
+        else settings.disconnect_grace_seconds,
+        details=shapes.encode(shape) if resumable else b"",
+    )
+    log = live.log
+    if not stream:
+        return JsonAnswer(partial(summarized, log.reader(), shape.summary(), kept=False))
+
+    async def forget() -> None:
+        # Where the store fails it is kept for a while, and nobody will ask for it.
+        with contextlib.suppress(ApiError):
+            await edge.streams.delete(live.id, owner=client.id)
+
     return EventStream(
-        partial(generation.chunks, projection),
-        slot=edge.admission.slot,
+        log.reader(),
+        OpenAiView.of(shape, kept=lambda: log.storing.wanted),
         count=edge.metrics.count_stream,
-        grace_seconds=edge.settings.disconnect_grace_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        framing=Framing(numbered=resumable, headers=((STREAM_ID_HEADER, live.id.encode()),)),
+        resumable=resumable,
+        unseen=forget if resumable else None,
     )
 
 
-def collected(edge: Edge, generation: Generation, summary: Summary) -> ASGIApp:
-    """Answer with one body at the end."""
-    return JsonAnswer(
-        partial(generation.collect, summary),
-        slot=edge.admission.slot,
-        grace_seconds=edge.settings.disconnect_grace_seconds,
-    )
+def resumable_wanted(edge: Edge, request: Request, *, stream: bool) -> bool:
+    """Whether the request asks for a stream that can be resumed. Raises `ApiError` 400."""
+    wanted = request.headers.get(STREAM_HEADER)
+    if wanted is None:
+        return False
+    if wanted.strip().lower() != RESUMABLE:
+        raise invalid(f"The header {STREAM_HEADER} can only be `{RESUMABLE}`.", STREAM_HEADER)
+    if not stream:
+        raise invalid(f"The header {STREAM_HEADER} needs `stream`.", STREAM_HEADER)
+    if not edge.streams.stores:
+        raise invalid("This server keeps no streams.", STREAM_HEADER, "streams_not_kept")
+    return True

@@ -17,15 +17,17 @@ from server.errors import UNAVAILABLE_RETRY_SECONDS
 from server.served import Edge
 
 
-class HealthBody(Struct, frozen=True, kw_only=True):
+class HealthBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the server is. `load_progress` goes from 0 to 1, `restarts` counts the engine's.
 
-    The engine's own words are left to the log, for these paths need no key.
+    `reason` says in a fixed sentence why the engine is away. Its own words are left to the
+    log, for these paths need no key.
     """
 
     status: str
     load_progress: float
     restarts: int
+    reason: str = ""
 
 
 class VersionBody(Struct, frozen=True, kw_only=True):
@@ -71,6 +73,7 @@ class HealthRoutes:
             status="draining" if draining else health.state.value,
             load_progress=health.load_progress,
             restarts=health.restarts,
+            reason=health.reason,
         )
         if up:
             return json_response(body)

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, Struct, UnsetType
 
-from inference.types import Accepted, Delta, Event, Finished, TokenLogprob, TopLogprob, Usage
+from inference.types import (
+    Accepted,
+    Delta,
+    Event,
+    Finished,
+    Queued,
+    Restarted,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from server.wire.comments import ENGINE_RESTARTED, Comment, comment_of
 from server.wire.common import Envelope, UsageBody, finite, usage_of
 
 
@@ -91,9 +102,13 @@ class ChatProjection:
         self._n = n
         self._usage: UnsetType | None = None if include_usage else UNSET
 
-    def show(self, index: int, event: Event) -> Sequence[ChatChunk]:
+    def show(self, index: int, event: Event) -> Sequence[ChatChunk | Comment]:
         """Build the chunks of an event: the role first, then text, then the reason it ended."""
         match event:
+            case Queued() if index == 0:  # the first choice starts first
+                return (comment_of(event),)
+            case Restarted() if index == 0:
+                return (ENGINE_RESTARTED,)
             case Accepted():
                 choice = ChunkChoice(index=index, delta=DeltaBody(role="assistant", content=""))
             case Delta(text=text, logprobs=logprobs) if text or logprobs:
@@ -128,7 +143,7 @@ class ChatSummary:
         match event:
             case Delta(text=text, logprobs=logprobs):
                 self._texts[index].append(text)
-                self._tokens[index].extend(map(_token, logprobs or ()))
+                self._tokens[index].extend(map(token_body, logprobs or ()))
             case Finished(reason=reason):
                 self._reasons[index] = reason.value
 
@@ -147,10 +162,11 @@ class ChatSummary:
 
 
 def _logprobs(tokens: Sequence[TokenLogprob] | None) -> LogprobsBody | None:
-    return LogprobsBody(content=[_token(token) for token in tokens]) if tokens else None
+    return LogprobsBody(content=[token_body(token) for token in tokens]) if tokens else None
 
 
-def _token(token: TokenLogprob) -> TokenBody:
+def token_body(token: TokenLogprob) -> TokenBody:
+    """A chosen token as OpenAI writes it."""
     return TokenBody(
         token=token.piece.decode("utf-8", "replace"),
         logprob=finite(token.logprob),

@@ -11,7 +11,18 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, Struct, UnsetType
 
-from inference.types import Accepted, Delta, Event, Finished, TokenLogprob, TopLogprob, Usage
+from inference.types import (
+    Accepted,
+    Delta,
+    Event,
+    Finished,
+    Queued,
+    Restarted,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from server.wire.comments import ENGINE_RESTARTED, Comment, comment_of
 from server.wire.common import Envelope, UsageBody, finite, usage_of
 
 
@@ -96,9 +107,13 @@ class CompletionProjection:
         self._offsets = [Offsets(len(echo)) for echo in echoes]
         self._usage: UnsetType | None = None if include_usage else UNSET
 
-    def show(self, index: int, event: Event) -> Sequence[CompletionBody]:
+    def show(self, index: int, event: Event) -> Sequence[CompletionBody | Comment]:
         """Build the chunks of an event: the echo first, then text, then the reason it ended."""
         match event:
+            case Queued() if index == 0:  # the first choice starts first
+                return (comment_of(event),)
+            case Restarted() if index == 0:
+                return (ENGINE_RESTARTED,)
             case Accepted() if self._echoes[index]:
                 choice = CompletionChoice(index=index, text=self._echoes[index])
             case Delta(text=text, logprobs=logprobs) if text or logprobs:

@@ -8,8 +8,9 @@ of a whole body ignores unknown fields, and every struct inside it forbids them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -36,7 +37,41 @@ _LONE_SURROGATE = re.compile(
 """From the start to the first half of a surrogate pair that has no other half: everything
 else is taken whole and never given back, so this takes linear time."""
 
-_NAMES = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """One way to write a body down.
+
+    `read` is msgspec's decoding function for it, `names` decodes as far as the top-level
+    names. What the form does not allow has the error `code`, and `broken` says what is
+    wrong, given the text and msgspec's reason.
+    """
+
+    read: Callable[..., Any]
+    names: Callable[[Any], dict[str, msgspec.Raw]]
+    code: str
+    broken: Callable[[Any, str], str]
+
+
+def _broken(text: str, reason: str) -> str:
+    # msgspec has other names for it: it looks for the other half in whatever follows.
+    if _LONE_SURROGATE.match(text):
+        return r"holds half of a surrogate pair (\ud800 to \udfff) without the other"
+    return f"is not valid JSON: {reason}"
+
+
+JSON = Form(
+    read=msgspec.json.decode,
+    names=msgspec.json.Decoder(dict[str, msgspec.Raw]).decode,
+    code="invalid_json",
+    broken=_broken,
+)
+MSGPACK = Form(
+    read=msgspec.msgpack.decode,
+    names=msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode,
+    code="invalid_msgpack",
+    broken=lambda _, reason: f"is not valid MessagePack: {reason}",
+)
 
 
 async def read_json(request: Request) -> str:
@@ -58,27 +93,39 @@ async def read_json(request: Request) -> str:
         raise invalid(message, None, "invalid_json") from None
 
 
-def decode(text: str, kind: type[Body], unbuilt: Harmless) -> Body:
-    """Build the struct.
+def decode(text: str | bytes, kind: type[Body], unbuilt: Harmless, *, form: Form = JSON) -> Body:
+    """Build the struct from JSON, a string, or another form, bytes.
 
     Raises `ApiError` 400: broken JSON, a field of the wrong type or out of range, one
     in `unbuilt` that asks for something, one that nobody knows.
     """
     try:
-        names = _NAMES.decode(text)
         known = kind.__struct_fields__
-        for name, value in names.items():
+        for name, value in form.names(text).items():
             if name in unbuilt:
-                refuse_unbuilt(name, msgspec.json.decode(value), unbuilt[name])
+                refuse_unbuilt(name, form.read(value), unbuilt[name])
             elif name not in known:
                 _refuse_unknown(name)
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError as error:
-        raise _translate(str(error)) from None
-    except msgspec.DecodeError as error:
-        raise invalid(_broken(text, str(error)), None, "invalid_json") from None
-    except RecursionError:
-        raise invalid("The body is nested too deeply.", None, "invalid_json") from None
+        struct: Body = form.read(text, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise explained(error, text, form=form) from None
+    return struct
+
+
+def explained(
+    error: Exception, text: str | bytes, *, form: Form = JSON, what: str = "body"
+) -> ApiError:
+    """What msgspec's refusal of `text`, the `what` of a request, means: status 400."""
+    match error:
+        case msgspec.ValidationError():
+            return _translate(str(error), what)
+        case msgspec.DecodeError():
+            reason = form.broken(text, str(error))
+        case UnicodeDecodeError():
+            reason = "holds text that is not UTF-8"
+        case _:
+            reason = "is nested too deeply"
+    return invalid(f"The {what} {reason}.", None, form.code)
 
 
 def refuse_unbuilt(path: str, value: object, harmless: Sequence[object]) -> None:
@@ -101,14 +148,7 @@ def _refuse_unknown(name: str) -> NoReturn:
     raise invalid(f"There is no parameter `{shown}`.", shown, "unknown_parameter")
 
 
-def _broken(text: str, reason: str) -> str:
-    # msgspec has other names for it: it looks for the other half in whatever follows.
-    if _LONE_SURROGATE.match(text):
-        return r"The body holds half of a surrogate pair (\ud800 to \udfff) without the other."
-    return f"The body is not valid JSON: {reason}."
-
-
-def _translate(text: str) -> ApiError:
+def _translate(text: str, what: str) -> ApiError:
     """Turn msgspec's message, which ends with a path, into ours.
 
     "Expected `int`, got `str` - at `$.messages[2].role`" names `messages[2].role`; of a
@@ -124,7 +164,7 @@ def _translate(text: str) -> ApiError:
         param = _join(path, unknown["field"][:SHOWN_CHARS])
         return invalid(f"There is no parameter `{param}`.", param, "unknown_parameter")
     code = "invalid_type" if _TYPE.match(reason) else "invalid_value"
-    where = f"`{path}`" if path else "The body"
+    where = f"`{path}`" if path else f"The {what}"
     return invalid(f"{where}: {reason[:MESSAGE_CHARS]}.", path or None, code)
 
 

@@ -69,6 +69,8 @@ def test_an_unknown_id_gets_a_hint(places: Places) -> None:
         ('path = "tiny.gguf"', 'path = "../tiny.gguf"', "'tiny': source.path"),
         ('path = "tiny.gguf"', 'path = "/tiny.gguf"', "'tiny': source.path"),
         ('license = "MIT"', 'license = "MIT"\nsampling = {top_p = 2.0}', "sampling.top_p"),
+        ('license = "MIT"', 'license = "MIT"\ndraft = "../x"', "'tiny': draft"),
+        ('license = "MIT"', 'license = "MIT"\ndraft = "tiny"', "'tiny'.*another model"),
     ],
 )
 def test_errors_name_the_entry_and_the_field(old: str, new: str, message: str) -> None:
@@ -110,6 +112,15 @@ def test_a_default_without_entry_is_refused(places: Places) -> None:
     _user(places, 'default = "nothing"\n')
     with pytest.raises(CatalogError, match="default: no entry"):
         load_catalog(places)
+
+
+def test_a_draft_is_an_entry_of_the_same_catalogue(places: Places) -> None:
+    text = VALID.replace('license = "MIT"', 'license = "MIT"\ndraft = "small"')
+    _user(places, text)
+    with pytest.raises(CatalogError, match=r"'tiny': draft: no entry is called 'small'"):
+        load_catalog(places)
+    _user(places, text + VALID.replace('id = "tiny"', 'id = "small"'))
+    assert load_catalog(places).get("tiny").draft == "small"
 
 
 def test_unreadable_catalogues_are_refused(places: Places) -> None:

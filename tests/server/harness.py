@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import httpx2
@@ -23,8 +23,11 @@ from inference.types import EngineState, Event, GenerationRequest
 from server.app import ServedModel, create_app
 from server.auth import ApiKeys
 from server.logs import configure_logging
+from server.protocol import protocol_for
 from server.served import Edge
 from server.settings import Settings
+from server.sockets import prepare
+from server.websocket.protocol import websocket_options
 
 Result = TypeVar("Result")
 DEADLINE_SECONDS = 30.0
@@ -136,7 +139,7 @@ def samples(text: str) -> dict[str, float]:
 
 def post(path: str, body: bytes) -> bytes:
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -151,16 +154,32 @@ async def serving(
     settings: Settings | None = None,
     wait_until_ready: bool = True,
     send_buffer: int | None = None,
+    any_host: bool = True,
 ) -> AsyncIterator[Running]:
+    """Serve; `any_host` lets tests send whatever Host header they like.
+
+    Nothing is stored unless the settings name a `data_dir`.
+    """
     engine = WatchedEngine(script or Script())
-    app = create_app(
-        settings or Settings(), engine, model=model or ServedModel(id="scripted"), keys=keys
-    )
+    settings = settings or Settings()
+    if settings.data_dir is None:
+        settings = replace(settings, stream_store="off")
+    if any_host:
+        settings = replace(settings, allowed_hosts=("*",))
+    app = create_app(settings, engine, model=model or ServedModel(id="scripted"), keys=keys)
+    edge: Edge = app.state.edge
     listener = socket.create_server(("127.0.0.1", 0))
+    prepare(listener, edge.settings)
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=1
+        app,
+        http=protocol_for(edge.connections),
+        **websocket_options(edge.connections),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=1,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -169,9 +188,7 @@ async def serving(
         if wait_until_ready:
             await engine.saw("ready")
             assert engine.health().state is EngineState.READY
-        yield Running(
-            port=listener.getsockname()[1], engine=engine, edge=app.state.edge, server=server
-        )
+        yield Running(port=listener.getsockname()[1], engine=engine, edge=edge, server=server)
     finally:
         server.stop.set()
         await task

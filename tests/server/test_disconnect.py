@@ -127,7 +127,7 @@ def test_a_client_that_goes_while_sending_its_body_reaches_nothing() -> None:
     run(scenario())
 
 
-def test_a_grace_lets_the_answer_finish_unread() -> None:
+def test_a_grace_lets_a_short_answer_finish_unread() -> None:
     async def scenario() -> None:
         settings = Settings(disconnect_grace_seconds=LONG)
         rule = Rule(reply="it rains", first_token_seconds=0.05)
@@ -137,7 +137,10 @@ def test_a_grace_lets_the_answer_finish_unread() -> None:
             writer.transport.abort()
             await running.engine.saw("Finished")
             await running.engine.saw("closed")
-            await until(lambda: running.sample("stream_outcomes_total", outcome="completed") == 1)
+            assert running.sample("stream_outcomes_total", outcome="disconnected") == 1
+            await until(
+                lambda: running.sample("stream_responses_ended_total", state="completed") == 1
+            )
 
     run(scenario())
 

@@ -35,7 +35,7 @@ def test_operations_names_every_setting_with_its_default() -> None:
 
 def shown(default: object) -> str:
     match default:
-        case None:
+        case None | ():
             return ""
         case bool():
             return str(default).lower()
@@ -64,4 +64,4 @@ def test_the_script_in_the_docs_can_be_played(tmp_path: Path) -> None:
     section = (DOCS / "api.md").read_text().partition("\n## Testing a client")[2]
     script = tmp_path / "script.toml"
     script.write_text(section.partition("```toml\n")[2].partition("```")[0])
-    assert len(load_script(script).rules) == 2
+    assert len(load_script(script).rules) == 3

@@ -12,8 +12,9 @@ import httpx2
 import pytest
 
 from inference.errors import EngineError
-from inference.scripted import Die, Fail, RefuseTemplate, Rule, Script
-from inference.types import Accepted, Event, GenerationRequest, Started
+from inference.scripted import Die, Fail, RefuseTemplate, Restart, Rule, Script
+from inference.types import Accepted, EngineState, Event, GenerationRequest, Started
+from server.settings import Settings
 from tests.server.harness import Running, captured_log, frames, run, serving, until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -67,10 +68,42 @@ def test_probes_and_scrapes_are_logged_for_debugging_only(log: io.StringIO) -> N
     }
 
 
+def test_streams_go_on_after_a_restart_of_the_engine() -> None:
+    async def scenario() -> None:
+        restart = Rule(fault=Restart(after_tokens=3, restart_seconds=3600.0), fault_times=1)
+        async with serving(Script(rules=(restart,))) as running:
+            asking = asyncio.create_task(ask(running, stream=True, max_tokens=6))
+            await until(lambda: running.engine.health().state is EngineState.RESTARTING)
+            async with httpx2.AsyncClient(base_url=running.url) as client:
+                away = await client.get("/health/ready")
+                assert away.status_code == 503
+                assert away.json()["reason"] == "The engine died, as its script says."
+            running.engine.revive()
+            answer = await asking
+            plain = await ask(running, stream=True, max_tokens=6)
+            seen = answer.text.replace(": engine restarted\n\n", "")
+            assert len(seen) < len(answer.text)
+            texts = [
+                "".join(
+                    chunk["choices"][0]["delta"].get("content", "") for chunk in frames(text)[:-1]
+                )
+                for text in (seen, plain.text)
+            ]
+            assert texts[0] == texts[1] != ""
+            metrics = await running.metrics()
+            assert metrics["headrace_stream_outcomes_total{outcome=completed}"] == 2
+            assert metrics["headrace_engine_replays_total"] == 1
+            assert metrics["headrace_engine_hangs_total"] == 0
+            assert metrics["headrace_quarantined_requests_total"] == 0
+
+    run(scenario())
+
+
 def test_an_engine_that_dies_ends_streams_with_an_error_and_comes_back() -> None:
     async def scenario() -> None:
         dies = Rule(fault=Die(after_tokens=3, restart_seconds=3600.0), fault_times=1)
-        async with serving(Script(rules=(dies,))) as running:
+        settings = Settings(coalesce_ms=0.0)
+        async with serving(Script(rules=(dies,)), settings=settings) as running:
             answer = await ask(running, stream=True)
             assert answer.status_code == 200
             chunks = assert_ends_with_one_error(answer.text, "engine_died")
@@ -270,6 +303,6 @@ def test_what_outlasts_the_shutdown_is_told(stream: bool) -> None:
                 assert_ends_with_one_error(answer.text, "server_stopping")
             else:
                 assert answer.status_code == 503
-            assert running.engine.stats().running == 0
+            await until(lambda: running.engine.stats().running == 0)
 
     run(scenario())

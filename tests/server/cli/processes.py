@@ -8,7 +8,7 @@ import re
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,9 @@ class Serving:
 
 
 @contextmanager
-def started(*arguments: str, home: Path) -> Iterator[subprocess.Popen[str]]:
+def started(
+    *arguments: str, home: Path, variables: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """Start `headrace` with pipes; it is killed when the block is left."""
     with subprocess.Popen(
         [*HEADRACE, *arguments],
@@ -58,7 +60,7 @@ def started(*arguments: str, home: Path) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(home),
+        env=environment(home) | dict(variables or {}),
         cwd=home,
     ) as process:
         try:
@@ -68,12 +70,14 @@ def started(*arguments: str, home: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def serving(*arguments: str, home: Path, script: str = "") -> Iterator[Serving]:
+def serving(
+    *arguments: str, home: Path, script: str = "", variables: Mapping[str, str] | None = None
+) -> Iterator[Serving]:
     """Serve a scripted engine on a free port, and wait until it says that it is ready."""
     file = home / "script.toml"
     file.write_text(script)
     options = ("serve", "--engine", "scripted", "--script", str(file), "--port", "0", *arguments)
-    with started(*options, home=home) as process:
+    with started(*options, home=home, variables=variables) as process:
         assert process.stdout is not None
         lines = []
         for line in process.stdout:

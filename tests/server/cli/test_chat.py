@@ -18,6 +18,15 @@ match = "river"
 reply = "Rivers flow."
 
 [[rules]]
+match = "wait"
+reply = "Done."
+queued = [
+    { position = 12, expected_seconds = 3.2, seconds = 0.2 },
+    { position = 3, expected_seconds = 1.4, seconds = 0.2 },
+    { position = 1, seconds = 0.2 },
+]
+
+[[rules]]
 match = "slow"
 reply = "one two three four five"
 fault = { kind = "hang", after_tokens = 7 }
@@ -124,6 +133,22 @@ def test_a_failure_does_not_end_the_session(server: Serving, tmp_path: Path) -> 
         screen.expect("[the context is full: /reset]\n> ")
         screen.press("d")
         assert screen.end() == 0
+
+
+def test_the_place_in_the_queue_is_shown_until_the_answer_comes(
+    server: Serving, tmp_path: Path
+) -> None:
+    with terminal("chat", "--url", server.url, home=tmp_path) as screen:
+        screen.expect("> ")
+        screen.type("please wait")
+        screen.expect("\rwaiting, 12th in line, about 4 s\r")
+        screen.expect("waiting, 3rd in line, about 2 s \r")
+        screen.expect("waiting, 1st in line          ")
+        screen.expect("\rDone.\n> ")
+        screen.press("d")
+        assert screen.end() == 0
+    done = piped("--url", server.url, home=tmp_path, text="wait")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Done.\n", "")
 
 
 def test_a_model_cannot_drive_the_terminal(server: Serving, tmp_path: Path) -> None:

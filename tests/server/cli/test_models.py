@@ -66,7 +66,9 @@ def test_pull_list_show_and_verify_tell_one_story(
     assert _run("pull", "tiny", "--quiet", "--offline") == 0
     assert capsys.readouterr() == (told.out.replace("fetched", "already here"), "")
     assert _run("show", "tiny") == 0
-    assert "state         verified\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "state         verified\n" in shown
+    assert "draft model   none\n" in shown
     assert _run("verify") == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["ID", "RESULT"],

@@ -11,6 +11,7 @@ import pytest
 
 from inference.types import EngineHealth, EngineState
 from server.cli import hosting, main
+from server.systemd import Notifier
 from tests.server.cli.processes import environment, serving, started
 
 CHAT = {"model": "default", "stream": True, "messages": [{"role": "user", "content": "x"}]}
@@ -79,18 +80,70 @@ def test_streams_that_outlast_the_drain_end_with_an_error_event(tmp_path: Path) 
             next(stream)
             server.process.send_signal(signal.SIGTERM)
             rest = [event.data for event in stream]
-        assert any("error" in json.loads(data) for data in rest if data != "[DONE]")
+        error = json.loads(rest[-2])["error"]
+        assert error["code"] == "server_stopping"
+        assert "Send the request again." in error["message"]
         assert server.end()[0] == 0
 
 
-def test_the_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_while_it_drains_health_says_so_and_new_work_is_refused(tmp_path: Path) -> None:
     with (
         serving(home=tmp_path, script=HANGS) as server,
         httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=CHAT) as response,
     ):
-        next(iter(httpx2.EventSource(response)))
+        stream = iter(httpx2.EventSource(response))
+        next(stream)
         server.process.send_signal(signal.SIGTERM)
         server.next_log_line("stopping")
+        with httpx2.Client(base_url=server.url) as other:
+            ready = other.get("/health/ready")
+            assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+            assert other.get("/health/live").status_code == 200
+            refused = other.post("/v1/chat/completions", json=CHAT)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "server_stopping"
+            assert refused.headers["retry-after"]
+        server.process.send_signal(signal.SIGTERM)
+        assert [event.data for event in stream][-1] == "[DONE]"
+        assert server.end()[0] == 0
+
+
+def test_the_second_signal_ends_streams_at_once_with_an_error_event(tmp_path: Path) -> None:
+    with (
+        serving(home=tmp_path, script=HANGS) as server,
+        httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=CHAT) as response,
+    ):
+        stream = iter(httpx2.EventSource(response))
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        server.next_log_line("stopping")
+        server.process.send_signal(signal.SIGINT)
+        *_, error, done = [event.data for event in stream]
+        assert json.loads(error)["error"]["code"] == "server_stopping"
+        assert done == "[DONE]"
+        code, err = server.end()
+    assert code == 0
+    assert "Traceback" not in err
+
+
+def test_the_third_signal_ends_the_process(tmp_path: Path) -> None:
+    script = "context_length = 1000000\n"
+    variables = {"HEADRACE_SEND_BUFFER_BYTES": "4096", "HEADRACE_WRITE_BUFFER_BYTES": "1024"}
+    with (
+        serving(home=tmp_path, script=script, variables=variables) as server,
+        socket.socket() as deaf,
+    ):
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        body = b'{"model":"default","prompt":"x","max_tokens":900000,"stream":true}'
+        head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        deaf.sendall(head.encode() + body)
+        assert deaf.recv(100).startswith(b"HTTP/1.1 200")
+        # Its reader stands still, so its last words cannot be written.
+        for word in ("stopping", "drain_expired"):
+            server.process.send_signal(signal.SIGTERM)
+            server.next_log_line(word)
         server.process.send_signal(signal.SIGTERM)
         assert server.end()[0] == -signal.SIGTERM
 
@@ -217,7 +270,7 @@ def test_a_long_load_shows_a_bar(
     async def load() -> EngineState:
         serving = asyncio.create_task(asyncio.Event().wait())
         try:
-            return await hosting._loaded(FakeEngine(0.0, 0.4, 0.8), serving)  # type: ignore[arg-type]
+            return await hosting._loaded(FakeEngine(0.0, 0.4, 0.8), serving, Notifier(None))  # type: ignore[arg-type]
         finally:
             serving.cancel()
 

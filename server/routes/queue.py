@@ -1,0 +1,92 @@
+"""`GET /v1/queue`: where the caller's requests stand."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Literal
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from inference.types import EngineStats
+from server.answers import json_response
+from server.queueboard import Listing
+from server.served import Edge
+
+
+class QueuedRequestBody(Struct, frozen=True, kw_only=True):
+    """One request of the caller.
+
+    It waits until its first sequence has started. `position` is that of its next
+    sequence to start, 1 the first in line; null once all have started, and for the
+    moment before the engine has said it. Seconds count from now, `age_seconds` from
+    when the request came.
+    """
+
+    id: str
+    object: str = "queue.request"
+    status: Literal["waiting", "running"]
+    position: int | None
+    expected_start_seconds: float | None
+    prompt_tokens: int
+    sequences: int
+    sequences_waiting: int
+    age_seconds: float
+
+
+class QueueTotalsBody(Struct, frozen=True, kw_only=True):
+    """Sequences of all clients together, and when one that came now might start."""
+
+    running: int
+    waiting: int
+    parked: int
+    lanes: int
+    waiting_tokens: int
+    expected_wait_seconds: float
+
+
+class QueueBody(Struct, frozen=True, kw_only=True):
+    """The queue as one client sees it: its own requests, in order of arrival, and totals."""
+
+    object: str = "queue"
+    data: list[QueuedRequestBody]
+    totals: QueueTotalsBody
+
+
+def routes(edge: Edge) -> list[Route]:
+    """The routes of this family."""
+
+    async def show(request: Request) -> Response:
+        now = monotonic()
+        own = [_shown(listing, now) for listing in edge.queue.of(request.state.client)]
+        return json_response(QueueBody(data=own, totals=_totals(edge.engine.stats())))
+
+    return [Route("/v1/queue", show, methods=["GET"])]
+
+
+def _shown(listing: Listing, now: float) -> QueuedRequestBody:
+    position, seconds = listing.place(now)
+    waits = len(listing.waiting) == listing.sequences
+    return QueuedRequestBody(
+        id=listing.id,
+        status="waiting" if waits else "running",
+        position=position,
+        expected_start_seconds=None if seconds is None else round(seconds, 3),
+        prompt_tokens=listing.prompt_tokens,
+        sequences=listing.sequences,
+        sequences_waiting=len(listing.waiting),
+        age_seconds=round(now - listing.since, 3),
+    )
+
+
+def _totals(stats: EngineStats) -> QueueTotalsBody:
+    return QueueTotalsBody(
+        running=stats.running,
+        waiting=stats.waiting,
+        parked=stats.parked,
+        lanes=stats.lanes_total,
+        waiting_tokens=stats.waiting_tokens,
+        expected_wait_seconds=round(stats.expected_wait_seconds, 3),
+    )
