@@ -24,6 +24,10 @@ from types import MappingProxyType
 
 from inference.llamacpp.steptime import StepTime
 
+DRAFT_MAX = 15
+"""The most drafts for one sequence in one step."""
+DEEPER_EVERY = 16
+"""How often, in asks, one draft more than pays is asked for."""
 HORIZON = 256
 """Tokens beyond this do not count for a decision: most sequences end before their limit."""
 CHUNK_LEAST, CHUNK_MOST = 16, 256
@@ -107,12 +111,14 @@ class _Deal:
 class Asker:
     """Decides what to ask. Owner: the speculator.
 
-    Mutable: the learned prices, the try that is running, the steps since the last.
+    Mutable: the learned prices, the asks so far, the try that is running, the steps since
+    the last.
     """
 
     def __init__(self) -> None:
         self._time = StepTime()
         self._trying: str | None = None
+        self._asked = 0
         self._quiet = 0
         self._interval = EXPLORE_LEAST
 
@@ -159,9 +165,10 @@ class Asker:
             deals = self._paying(candidates, rate=rate, price=price)
             spent = seconds + sum(deal.seconds for deal in deals)
             better = (tokens + sum(deal.tokens for deal in deals)) / spent
-        asks = _within(room, [deal.ask for deal in deals])
+        asks = _within(room, [self._deeper(deal.ask, candidates) for deal in deals])
         if asks:
             self._trying, self._quiet, self._interval = None, 0, EXPLORE_LEAST
+            self._asked += 1
         else:
             asks = self._try(candidates)
         if not asks:
@@ -203,6 +210,13 @@ class Asker:
         reading = int(min(gain * steps / token, candidate.size)) if token else candidate.size
         ask = Ask(id=candidate.id, drafts=drafts, reading=reading)
         return _Deal(ask=ask, tokens=tokens, seconds=seconds)
+
+    def _deeper(self, ask: Ask, candidates: Iterable[Candidate]) -> Ask:
+        """Now and then one draft more than pays: a few early ones may have been bad luck."""
+        left = next(each.left for each in candidates if each.id == ask.id)
+        if (self._asked + 1) % DEEPER_EVERY or ask.drafts >= min(left, DRAFT_MAX):
+            return ask
+        return replace(ask, drafts=ask.drafts + 1)
 
     def _try(self, candidates: Sequence[Candidate]) -> list[Ask]:
         """After a long quiet time, one ask that need not pay: of the least to be read."""

@@ -23,12 +23,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from inference.llamacpp.asking import Asker, Asking, Candidate, Offer
+from inference.llamacpp.asking import DRAFT_MAX, Asker, Asking, Candidate, Offer
 from inference.llamacpp.lookup import Lookup
 from inference.llamacpp.steptime import StepTime
 
-DRAFT_MAX = 12
-"""The most drafts for one sequence in one step."""
 DRAFT_LEAST = 6
 """With fewer drafts left than this, new ones are looked up."""
 STEP_MAX = 32
@@ -200,11 +198,11 @@ class Speculator:
         As for `drafts`, before which `offer` takes the answer. None: there is nothing
         worth it.
         """
-        decoding = len(limits)
-        tokens, seconds = float(decoding), time.decode_seconds(decoding)
-        price = time.draft_seconds(decoding)
-        if not seconds or price is None:
+        costs = time.draft_seconds(len(limits))
+        if costs is None or not time.decode_seconds(len(limits)):
             return None
+        start, price = costs
+        tokens, seconds = float(len(limits)), time.decode_seconds(len(limits)) + start
         bar = price * tokens / seconds
         candidates: list[Candidate] = []
         for id, limit in limits.items():
@@ -237,15 +235,17 @@ class Speculator:
     def drafts(self, limits: Mapping[str, int], room: int, time: StepTime) -> dict[str, list[int]]:
         """Drafts for a step of the decoding sequences `limits`, at most `room` in all.
 
-        `limits` has the most drafts each can use. A draft is worth computing if it
-        brings more tokens a second than the step has without it; the likeliest come first.
+        `limits` has the most drafts each can use. The likeliest come first, each as
+        long as it brings more tokens a second than the step has with those before it;
+        and all of them only if the step is better with them than without any.
         """
-        decoding = len(limits)
-        tokens, seconds = float(decoding), time.decode_seconds(decoding)
-        price = time.draft_seconds(decoding)
+        alone = time.decode_seconds(len(limits))
+        costs = time.draft_seconds(len(limits))
         chosen: dict[str, list[int]] = {}
-        if not seconds or price is None:
+        if costs is None or not alone:
             return chosen
+        start, price = costs
+        tokens, seconds = float(len(limits)), alone + start
         room = min(room, STEP_MAX)
         bar = price * tokens / seconds
         candidates = [
@@ -267,4 +267,4 @@ class Speculator:
             following = next(rest, None)
             if following is not None and len(drafts) < limits[id]:
                 heapq.heappush(candidates, (-following[0], id, following[1], rest))
-        return chosen
+        return chosen if tokens * alone > len(limits) * seconds else {}

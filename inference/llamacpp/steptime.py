@@ -2,9 +2,10 @@
 
 A step costs what its decoding sequences cost plus a price for each prefill token or
 each draft. All are learned from the steps themselves with exponential forgetting: the
-decode cost and a draft's price for each number of decoding sequences seen, and what a
-prefill token costs by itself and for each token before it that it attends to. No clock
-in here: the worker measures and passes seconds in.
+decode cost for each number of decoding sequences seen; what a prefill token costs by
+itself and for each token before it that it attends to; what the first draft costs
+beyond the others, because more than one token a sequence are computed by other kernels,
+and each of them. No clock in here: the worker measures and passes seconds in.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from __future__ import annotations
 import math
 
 WEIGHT = 0.2  # of the newest measurement in each average
-KEPT = 0.9  # of the older prefills' weight, with each new one
-# Prefills that all began at the same depth do not tell the two parts of the price apart.
+KEPT = 0.9  # of the older measurements' weight in a fit, with each new one
+# Measurements that all have the same proportion do not tell two prices apart.
 TELLING = 1e-3
-# A price that a single slow step drove up would never be paid, nor measured, again.
-FORGETTING = 0.01  # what each step without drafts takes a draft's price back to prefill's
+# Slow steps may drive a price up so far that it is never paid, nor measured, again.
+FORGOTTEN_STEPS = 500  # without drafts, after which their price is tried anew
 
 
 class StepTime:
@@ -24,8 +25,9 @@ class StepTime:
 
     def __init__(self) -> None:
         self._decode: dict[int, float] = {}  # decoding sequences -> seconds
-        self._prefill = PrefillPrice()
-        self._draft: dict[int, float] = {}  # decoding sequences -> seconds a draft
+        self._prefill = Fit()  # of tokens and of tokens looked back at
+        self._drafts: dict[int, Fit] = {}  # decoding sequences -> of steps with drafts and drafts
+        self._undrafted: dict[int, int] = {}  # decoding sequences -> steps since
 
     def learn(
         self,
@@ -41,14 +43,15 @@ class StepTime:
         `attended` is how many tokens the prefill tokens, taken together, look back at.
         """
         if drafts:
-            price = max(0.0, seconds - self.decode_seconds(decoding)) / drafts
-            self._draft[decoding] = _blend(self._draft.get(decoding), price)
+            extra = max(0.0, seconds - self.decode_seconds(decoding))
+            self._drafts.setdefault(decoding, Fit()).learn(1, drafts, extra)
+            self._undrafted[decoding] = 0
             return
         if prefill == 0:
             self._decode[decoding] = _blend(self._decode.get(decoding), seconds)
-            if decoding in self._draft:
-                difference = self.prefill_seconds - self._draft[decoding]
-                self._draft[decoding] += FORGETTING * difference
+            self._undrafted[decoding] = self._undrafted.get(decoding, 0) + 1
+            if self._undrafted[decoding] > FORGOTTEN_STEPS:
+                self._drafts.pop(decoding, None)
             return
         alone = self.decode_seconds(decoding)
         if seconds > alone:
@@ -70,70 +73,76 @@ class StepTime:
         nearest = min(self._decode, key=lambda seen: abs(seen - decoding))
         return self._decode[nearest]
 
-    def draft_seconds(self, decoding: int) -> float | None:
-        """Expected price of one draft beside `decoding` sequences; None while unknown.
+    def draft_seconds(self, decoding: int) -> tuple[float, float] | None:
+        """Expected cost of drafts beside `decoding` sequences; None while unknown.
 
-        Until one was computed, a draft is taken to cost as much as a prefill token.
+        Seconds that any drafts at all cost, and seconds for each of them. Until some
+        were computed, a draft is taken to cost as much as a prefill token.
         """
-        return self._draft.get(decoding, self._prefill.usual or None)
+        fit = self._drafts.get(decoding)
+        if fit is not None:
+            return fit.first, fit.second
+        return (0.0, self.prefill_seconds) if self.prefill_seconds else None
 
     def prefill_tokens(
         self, *, decoding: int, target_seconds: float, first: int, start: int = 0
     ) -> int:
         """How many prefill tokens fit a step of `target_seconds`; `first` until known.
 
-        `start` is how many tokens stand before them.
+        `start` is how many tokens stand before them. The n-th of them looks back at
+        start + n others, so that n of them take own * n + back * (start * n + n * n / 2)
+        seconds, which is solved for n.
         """
-        if not self._prefill.usual:
+        own, back = self._prefill.first, self._prefill.second
+        if not self.prefill_seconds:
             return first
+        linear = own + back * start
         room = target_seconds - self.decode_seconds(decoding)
-        return self._prefill.tokens(max(0.0, room), start)
+        if room <= 0:
+            return 0
+        return int(2 * room / (linear + math.sqrt(linear * linear + 2 * back * room)))
 
 
-class PrefillPrice:
-    """Seconds of a prefill: `own` for each of its tokens, `back` for each token looked at.
+class Fit:
+    """What one of each of two things costs, from measurements of both together.
 
-    Both are the least squares over past prefills, the older the less (a decayed sum of
-    the normal equations); neither is ever negative. Mutable: the sums and the prices.
+    The least squares over all measurements, the older the less, by the normal
+    equations; neither price is ever negative. Mutable: the decayed sums and the prices.
     """
 
     def __init__(self) -> None:
-        self.own = self.back = 0.0
-        self._tt = self._ta = self._aa = self._ts = self._as = 0.0
+        self.first = self.second = 0.0
+        self._xx = self._xz = self._zz = self._xy = self._zy = 0.0
 
-    def learn(self, tokens: int, attended: float, seconds: float) -> None:
-        """Take in one prefill."""
-        self._tt = KEPT * self._tt + tokens * tokens
-        self._ta = KEPT * self._ta + tokens * attended
-        self._aa = KEPT * self._aa + attended * attended
-        self._ts = KEPT * self._ts + tokens * seconds
-        self._as = KEPT * self._as + attended * seconds
-        determinant = self._tt * self._aa - self._ta * self._ta
-        if determinant > TELLING * self._tt * self._aa:
-            own = (self._ts * self._aa - self._as * self._ta) / determinant
-            back = (self._as * self._tt - self._ts * self._ta) / determinant
-            if own > 0 and back >= 0:
-                self.own, self.back = own, back
-                return
-        # Only the sum is known: the parts keep their proportion.
-        ratio = self.back / self.own if self.own else 0.0
-        self.own = self._ts / (self._tt + ratio * self._ta)
-        self.back = ratio * self.own
+    def learn(self, firsts: float, seconds: float, cost: float) -> None:
+        """`firsts` of the first thing and `seconds` of the second had this cost."""
+        self._xx = KEPT * self._xx + firsts * firsts
+        self._xz = KEPT * self._xz + firsts * seconds
+        self._zz = KEPT * self._zz + seconds * seconds
+        self._xy = KEPT * self._xy + firsts * cost
+        self._zy = KEPT * self._zy + seconds * cost
+        determinant = self._xx * self._zz - self._xz * self._xz
+        if determinant > TELLING * self._xx * self._zz:
+            first = (self._xy * self._zz - self._zy * self._xz) / determinant
+            second = (self._zy * self._xx - self._xy * self._xz) / determinant
+            if first < 0:
+                first, second = 0.0, self._zy / self._zz
+            elif second < 0:
+                first, second = self._xy / self._xx, 0.0
+            self.first, self.second = first, second
+            return
+        # Only the sum is known: the prices keep their proportion.
+        if self.first or not self.second:
+            ratio = self.second / self.first if self.first else 0.0
+            self.first = self._xy / (self._xx + ratio * self._xz)
+            self.second = ratio * self.first
+        else:
+            self.second = self._zy / self._zz
 
     @property
     def usual(self) -> float:
-        """Seconds a token, averaged over past prefills; 0 before the first."""
-        return self._ts / self._tt if self._tt else 0.0
-
-    def tokens(self, seconds: float, start: int) -> int:
-        """How many tokens behind `start` others take `seconds`, rounded down.
-
-        The n-th of them looks back at start + n others, so n tokens take
-        own * n + back * (start * n + n * n / 2), which is solved for n.
-        """
-        linear = self.own + self.back * start
-        root = math.sqrt(linear * linear + 2 * self.back * seconds)
-        return int(2 * seconds / (linear + root))
+        """The cost for each of the first thing, the second included; 0 before any."""
+        return self._xy / self._xx if self._xx else 0.0
 
 
 def _blend(average: float | None, seconds: float) -> float:

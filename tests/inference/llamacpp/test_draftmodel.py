@@ -21,7 +21,7 @@ from benchmarks.make_model import write_f16
 from benchmarks.vocabulary import read_vocabulary
 from inference.errors import ModelLoadError
 from inference.llamacpp import draftmodel
-from inference.llamacpp.asking import Ask, Asking, Cost, Offer
+from inference.llamacpp.asking import DRAFT_MAX, Ask, Asking, Cost, Offer
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.context import Context, Row
 from inference.llamacpp.draftmodel import DraftModel, load_draft
@@ -30,7 +30,7 @@ from inference.llamacpp.intake import Intake
 from inference.llamacpp.lanes import Lanes
 from inference.llamacpp.messages import Abort, Park, Report, Resume
 from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.speculation import DRAFT_MAX, STEP_MAX, Speculator
+from inference.llamacpp.speculation import STEP_MAX, Speculator
 from inference.llamacpp.split import SplitLanes
 from inference.llamacpp.steploop import Close, StepLoop
 from inference.llamacpp.steptime import StepTime
@@ -215,8 +215,8 @@ class Free(StepTime):
     def decode_seconds(self, decoding: int) -> float:
         return 1000.0
 
-    def draft_seconds(self, decoding: int) -> float | None:
-        return 0.0
+    def draft_seconds(self, decoding: int) -> tuple[float, float] | None:
+        return 0.0, 0.0
 
 
 class Eager(Speculator):

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.asking import Ask, Cost, Offer
+from inference.llamacpp.asking import DRAFT_MAX, Ask, Cost, Offer
 from inference.llamacpp.lookup import LONGEST_RUN, Lookup
 from inference.llamacpp.speculation import (
-    DRAFT_MAX,
     FIRST_MODEL_SHARE,
     FIRST_SHARE,
     MODEL,
@@ -20,11 +19,18 @@ from inference.llamacpp.speculation import (
 from inference.llamacpp.steptime import StepTime
 
 
-def costs(*, decode: float = 0.010, draft: float = 0.002, decoding: int = 1) -> StepTime:
-    """Seconds a step of `decoding` sequences, and a draft beside them, are known to take."""
+def costs(
+    *, decode: float = 0.010, first: float = 0.0, draft: float = 0.002, decoding: int = 1
+) -> StepTime:
+    """Seconds a step of `decoding` sequences, and drafts beside them, are known to take.
+
+    Any drafts at all cost `first`, and each of them `draft`.
+    """
     time = StepTime()
     time.learn(decoding=decoding, prefill=0, seconds=decode)
-    time.learn(decoding=decoding, prefill=0, drafts=1, seconds=decode + draft)
+    for drafts in (1, 2, 8):
+        seconds = decode + first + drafts * draft
+        time.learn(decoding=decoding, prefill=0, drafts=drafts, seconds=seconds)
     return time
 
 
@@ -108,6 +114,15 @@ def test_a_text_whose_drafts_are_wrong_is_not_drafted() -> None:
 def test_drafts_that_cost_more_than_they_bring_are_left_out(price: float) -> None:
     speculator = taught([1, 2, 3] * 10, [1, 2, 3] * 10)
     assert speculator.drafts({"a": 50}, 50, costs(draft=price)) == {}
+
+
+@pytest.mark.parametrize(("first", "paid"), [(0.020, True), (0.200, False)])
+def test_many_drafts_may_pay_for_the_first(first: float, paid: bool) -> None:
+    """One token more for three times the time is a loss, eleven are a gain."""
+    speculator = taught([1, 2, 3] * 10, [1, 2, 3] * 10)
+    drafts = speculator.drafts({"a": 50}, 50, costs(first=first, draft=0.0005))
+    assert bool(drafts) is paid
+    assert not speculator.drafts({"a": 1}, 50, costs(first=first, draft=0.0005))
 
 
 def test_beside_many_sequences_a_draft_must_bring_more() -> None:
