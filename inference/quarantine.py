@@ -20,8 +20,9 @@ cause, and another one before. The innocent are never convicted when ends come f
 sequences alone. A kill from outside (by an operator, for want of memory, by the watchdog
 of a stalled machine) may hit anybody at any time, so it proves less: to convict an
 innocent sequence, three in a row would have to hit the moments in which this one, and no
-other, is unproven, the last of them when it is alone. A new request that kills is convicted at the second end,
-one that kills later in its life at the third, one more each where it kills itself.
+other, is unproven, the last of them when it is alone. A new request that ends processes
+is convicted at the second end, one that does so later in its life at the third, one more
+each where what ends them looks like a kill.
 
 What gets `MARK_TOKENS` further in each process is never convicted; it costs pauses, and
 ends by its own limit.

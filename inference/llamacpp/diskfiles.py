@@ -221,7 +221,10 @@ class LaneFiles:
         if not secrets.compare_digest(_exactly(fd, SEAL_BYTES), seal.digest()):
             raise Untrusted("a head was altered")
         seal.update(seal.digest())
-        head = msgspec.msgpack.decode(body, type=Head)
+        try:
+            head = msgspec.msgpack.decode(body, type=Head)
+        except msgspec.MsgspecError as error:
+            raise Untrusted("a head of another release") from error
         if head.origin != self._origin:
             raise Untrusted("a state of another origin")
         return head, seal

@@ -8,6 +8,9 @@ from inference.llamacpp.messages import Resumption, Submit
 from inference.quarantine import MARK_TOKENS, Standing
 from inference.types import Accepted, Delta, Event, GenerationRequest, Started
 
+READING_SECONDS = 60.0
+"""A request that is read for longer than this counts as work for steps."""
+
 
 class Sequence:
     """One running generation, with all that is needed to go on with it elsewhere.
@@ -31,6 +34,7 @@ class Sequence:
         self.accepted = False
         self.cached_tokens: int | None = None
         self.outside_since = 0.0
+        self._inside_since = 0.0
         self._queued = False
         self._started = False
         self._seam = 0
@@ -40,12 +44,16 @@ class Sequence:
         """What engine processes call it."""
         return self.request.id
 
-    def enter(self) -> Submit:
-        """A process takes it up from where it stands; what to tell that process."""
+    def enter(self, now: float) -> Submit:
+        """A process takes it up from where it stands; what to tell that process.
+
+        `now` is the event loop's time.
+        """
         resumes = None
         if self.submitted:
             resumes = Resumption(tokens=tuple(self.tokens), cached_tokens=self.cached_tokens)
         self.inside = self.submitted = True
+        self._inside_since = now
         self._queued = self._started = False
         self._seam = len(self.tokens)
         return Submit(request=self.request, resumes=resumes)
@@ -73,6 +81,16 @@ class Sequence:
     def proven(self) -> bool:
         """Whether it got on well in the present process."""
         return len(self.tokens) - self._seam >= MARK_TOKENS
+
+    def owes_steps(self, now: float) -> bool:
+        """Whether the process that has it should do steps for it, at the event loop's `now`.
+
+        While it is only read it owes none: it may be refused, and a process that refuses
+        one request after the other does no steps, but does not hang either.
+        """
+        if not self.inside or self.ended or self.channel.parked:
+            return False
+        return self._queued or now - self._inside_since >= READING_SECONDS
 
     @property
     def standing(self) -> Standing:

@@ -75,6 +75,17 @@ class Sequence:
         """Known tokens not yet computed."""
         return len(self.tokens) - self.computed
 
+    def entry(self, size: int) -> Entry:
+        """Computing its next `size` known tokens. Raises `IllegalTransition` without a lane."""
+        end = self.computed + size
+        return Entry(
+            id=self.id,
+            lane=self.held_lane(),
+            start=self.computed,
+            tokens=self.tokens[self.computed : end],
+            samples=end == len(self.tokens),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:

@@ -72,10 +72,8 @@ class Sequences:
     @property
     def owes_steps(self) -> bool:
         """Whether the process has a sequence that should get on."""
-        return any(
-            sequence.inside and not sequence.ended and not sequence.channel.parked
-            for sequence in self._by_id.values()
-        )
+        now = asyncio.get_running_loop().time()
+        return any(sequence.owes_steps(now) for sequence in self._by_id.values())
 
     def open(self, request: GenerationRequest) -> Sequence:
         """Submit a request, as soon as the quarantine lets it, and keep it until `leave`.
@@ -98,7 +96,7 @@ class Sequences:
         self._by_id[request.id] = self._by_wire_id[wire_id] = sequence
         try:
             if self._quarantine.open(wire_id):
-                self._send(sequence.enter())
+                self._send(sequence.enter(asyncio.get_running_loop().time()))
             else:
                 frame(Submit(request=sequence.request))  # it must be known now whether it can be
         except (ValueError, OverflowError) as error:
@@ -175,7 +173,7 @@ class Sequences:
         while entering:
             sequence = self._by_wire_id[entering.popleft()]
             again = sequence.submitted
-            submit = sequence.enter()
+            submit = sequence.enter(asyncio.get_running_loop().time())
             if again and sequence.accepted:
                 self.replays += 1
                 if not self._put(sequence, self._restarted(sequence)):

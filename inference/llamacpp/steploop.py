@@ -13,25 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
-from inference.errors import DecodeFailed, EngineError, EngineOverloaded
+from inference.errors import DecodeFailed, EngineOverloaded
 from inference.llamacpp.context import Context, Row
 from inference.llamacpp.devicechains import DeviceChains
 from inference.llamacpp.disktier import Fetched, Outcome, Stored
 from inference.llamacpp.draftmodel import DraftModel
 from inference.llamacpp.generation import Generation
-from inference.llamacpp.messages import (
-    Abort,
-    Failure,
-    Park,
-    Report,
-    Resume,
-    SequenceEvent,
-    to_failure,
-)
-from inference.llamacpp.queueview import Notices, Outlook
+from inference.llamacpp.messages import Abort, Park, Report, Resume
+from inference.llamacpp.outbox import Outbox
 from inference.llamacpp.scheduler import Scheduler
 from inference.llamacpp.sequence import Entry, Phase, StepPlan
-from inference.types import Accepted, EngineStats, Event, Finished, Queued, Started
+from inference.types import Accepted, EngineStats, Finished, Started
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +37,8 @@ Command: TypeAlias = Generation | Abort | Park | Resume | Stored | Fetched | Clo
 class StepLoop:
     """Drives one scheduler over one context.
 
-    Mutable state, all of the loop's thread: the generations by id, the events not yet
-    sent, the counters. Other threads only put into `inbox` and read `stats`, an
-    immutable snapshot.
+    Mutable state, all of the loop's thread: the generations by id, and what its parts
+    keep. Other threads only put into `inbox` and read `stats`.
     """
 
     def __init__(
@@ -67,24 +58,20 @@ class StepLoop:
         `draft_model`, it proposes tokens where that pays.
         """
         self.inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self.stats = EngineStats(lanes_total=lanes, cache_total=context.cells)
         self._scheduler = scheduler
         self._context = context
-        self._send = send
-        self._lanes = lanes
         self._max_waiting = max_waiting
         self._device = device
         self._draft_model = draft_model
         self._generations: dict[str, Generation] = {}
-        self._events: list[SequenceEvent] = []
-        self._notices = Notices()
-        self._outlook = Outlook()
-        self._steps = 0
-        self._generation_tokens = 0
-        self._step_seconds = 0.0
-        self._decode_seconds = 0.0
+        self._outbox = Outbox(scheduler, send=send, lanes=lanes, device=device)
         if context.disk is not None:
             context.disk.start(self.inbox.put)
+
+    @property
+    def stats(self) -> EngineStats:
+        """The state after the last report: an immutable snapshot."""
+        return self._outbox.stats
 
     def run(self) -> None:
         """Loop until `Close`. Raises `FatalDecode` when the context is lost."""
@@ -107,15 +94,15 @@ class StepLoop:
             for op in plan.ops:
                 self._context.run(op)
             self._note_started(plan)
-            self._note_queued()
+            self._outbox.note_queued(time.monotonic())
             if commands or plan.started:
                 # What is known already does not wait for the decode. And should that end
                 # the process, the server has to know who took part in it.
-                self._report()
+                self._outbox.report()
             idle = not plan.entries
             if plan.entries:
                 self._step(plan, began, drafting=drafting)
-                self._report()
+                self._outbox.report()
 
     def _drain(self, *, block: bool) -> list[Command]:
         """Everything in the inbox; with `block`, at least one command, or a late file."""
@@ -181,7 +168,9 @@ class StepLoop:
         full = self._scheduler.count(Phase.WAITING) >= self._max_waiting
         if full and generation.resumes is None:
             generation.close()
-            self._emit(id, EngineOverloaded(f"{self._max_waiting} requests are waiting already."))
+            self._outbox.emit(
+                id, EngineOverloaded(f"{self._max_waiting} requests are waiting already.")
+            )
             return
         self._generations[id] = generation
         request = generation.request
@@ -192,7 +181,7 @@ class StepLoop:
             priority=request.priority,
             limit=generation.limit,
         )
-        self._emit(id, Accepted(prompt_tokens=len(generation.prompt)))
+        self._outbox.emit(id, Accepted(prompt_tokens=len(generation.prompt)))
 
     def _note_started(self, plan: StepPlan) -> None:
         for id, shared in plan.started:
@@ -200,18 +189,7 @@ class StepLoop:
             if generation.cached_tokens is None:  # a preempted one finds its own tokens
                 generation.cached_tokens = shared
             waited = time.monotonic() - generation.queued_at
-            self._emit(id, Started(cached_tokens=shared, queue_seconds=waited))
-
-    def _note_queued(self) -> None:
-        """Look at the queue, if it is time, and tell those their place who wait."""
-        scheduler, now = self._scheduler, time.monotonic()
-        sequences = scheduler.count(Phase.RUNNING) + scheduler.count(Phase.WAITING)
-        if not self._notices.due(sequences=sequences, now=now):
-            return
-        self._outlook = scheduler.outlook()
-        for place in self._notices.news(self._outlook, now=now):
-            news = Queued(position=place.position, expected_seconds=place.seconds)
-            self._emit(place.id, news)
+            self._outbox.emit(id, Started(cached_tokens=shared, queue_seconds=waited))
 
     def _propose(self) -> float:
         """Ask the draft model for what the scheduler wants of it; returns the seconds it took."""
@@ -247,10 +225,11 @@ class StepLoop:
         self._scheduler.apply(plan, sampled, seconds=now - began - drafting)
         for id in ended:
             self._end(id)
-        self._steps += 1
-        self._generation_tokens += sum(map(len, sampled.values()))
-        self._step_seconds += now - began
-        self._decode_seconds += decoded - decoding + drafting
+        self._outbox.note_step(
+            tokens=sum(map(len, sampled.values())),
+            seconds=now - began,
+            decode_seconds=decoded - decoding + drafting,
+        )
 
     def _draw(self, entry: Entry, index: int) -> tuple[list[int], bool]:
         """Tokens from the entry's outputs, from `index` on, as far as its drafts are right.
@@ -270,10 +249,10 @@ class StepLoop:
         try:
             token, events = self._generations[id].sample(self._context, index)
         except DecodeFailed as error:
-            self._emit(id, error)
+            self._outbox.emit(id, error)
             return 0, True
         for event in events:
-            self._emit(id, event)
+            self._outbox.emit(id, event)
         return token, isinstance(events[-1], Finished)
 
     def _end(self, id: str) -> None:
@@ -281,46 +260,3 @@ class StepLoop:
         if self._draft_model is not None:
             self._draft_model.forget(id)
         self._generations.pop(id).close()
-
-    def _emit(self, id: str, event: Event | EngineError) -> None:
-        wire: Event | Failure
-        wire = to_failure(event) if isinstance(event, EngineError) else event
-        self._events.append(SequenceEvent(id=id, event=wire))
-
-    def _report(self) -> None:
-        scheduler, lanes = self._scheduler, self._scheduler.lanes
-        running, waiting = scheduler.count(Phase.RUNNING), scheduler.count(Phase.WAITING)
-        full = waiting > 0 or running >= self._lanes
-        disk = scheduler.disk
-        self.stats = EngineStats(
-            running=running,
-            waiting=waiting,
-            parked=scheduler.count(Phase.PARKED),
-            waiting_tokens=self._outlook.tokens if waiting else 0,
-            expected_wait_seconds=self._outlook.expected_wait if full else 0.0,
-            prefill_token_seconds=scheduler.prefill_token_seconds,
-            lanes_total=self._lanes,
-            cache_used=lanes.used,
-            cache_total=lanes.cells,
-            host_used=scheduler.host.used,
-            host_total=scheduler.host.capacity,
-            disk_used=disk.used,
-            disk_total=disk.capacity,
-            disk_stores=disk.stored,
-            disk_fetches=disk.fetched,
-            disk_failures=disk.failed,
-            disk_fetch_timeouts=disk.late,
-            prefix_queries=scheduler.prefix_queries,
-            prefix_hits=scheduler.prefix_hits,
-            preemptions=scheduler.preemptions,
-            steps=self._steps,
-            prompt_tokens=scheduler.prefilled,
-            generation_tokens=self._generation_tokens,
-            device_sampled_tokens=0 if self._device is None else self._device.tokens,
-            draft_tokens=scheduler.drafted,
-            draft_tokens_accepted=scheduler.accepted,
-            step_seconds=self._step_seconds,
-            decode_seconds=self._decode_seconds,
-        )
-        events, self._events = tuple(self._events), []
-        self._send(Report(events=events, stats=self.stats))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import Struct
 
 from inference.llamacpp.diskfiles import (
     KEY_FILE,
@@ -115,6 +117,18 @@ def test_states_of_another_origin_are_deleted(
         reopened(tmp_path, origin).read(name, empty())
     assert reopened(tmp_path, origin).scan(10) == []
     assert not (tmp_path / "kv" / name).exists()
+
+
+def test_a_head_of_another_release_is_deleted(tmp_path: Path) -> None:
+    class Older(Struct, frozen=True, kw_only=True):
+        model: str
+
+    earlier = LaneFiles(PrivateDirectory(tmp_path / "other"), cast(Origin, Older(model="m")))
+    name = earlier.write(TOKENS, state())
+    with pytest.raises(Untrusted):
+        earlier.read(name, empty())
+    assert earlier.scan(10) == []
+    assert not (tmp_path / "other" / name).exists()
 
 
 def test_without_the_key_nothing_is_believed(tmp_path: Path, files: LaneFiles) -> None:

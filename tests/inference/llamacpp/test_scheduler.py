@@ -457,7 +457,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_or_counted_twice(self) -> None:
-        assert set(self.scheduler._sequences) == set(self.known)
+        assert [s.id for s in self.scheduler._roster.all()] == list(self.known)
         counts = {p: self.scheduler.count(p) for p in Phase}
         assert counts[Phase.PARKED] == len(self.parked)
         assert counts[Phase.RUNNING] <= self.RUNNING
@@ -484,7 +484,7 @@ class AnySplitHistory(AnyHistory):
         )
 
     def check(self, plan: StepPlan) -> None:
-        lanes = {s.lane for s in self.scheduler._sequences.values() if s.lane is not None}
+        lanes = {s.lane for s in self.scheduler._roster.all() if s.lane is not None}
         assert lanes == set(range(self.scheduler.count(Phase.RUNNING)))
         assert [e.lane for e in plan.entries] == sorted(e.lane for e in plan.entries)
 

@@ -118,7 +118,7 @@ class AnyDiskHistory(AnyHistory):
         assert len(disk._fetches) <= FETCHES
         waiting = set().union(*(fetch.waiting for fetch in disk._fetches.values()))
         for id in waiting:
-            assert self.scheduler._sequences[id].phase in (Phase.WAITING, Phase.PARKED)
+            assert self.scheduler._roster[id].phase in (Phase.WAITING, Phase.PARKED)
         assert disk._done | waiting <= self.known.keys()
         if not self.cells.jobs:
             assert set(disk._files._entries) == self.cells.files.keys()

@@ -1,0 +1,112 @@
+"""What the server hears of the step loop: events, places in the queue, counters.
+
+One message a step takes all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from inference.errors import EngineError
+from inference.llamacpp.devicechains import DeviceChains
+from inference.llamacpp.messages import Failure, Report, SequenceEvent, to_failure
+from inference.llamacpp.queueview import Notices, Outlook
+from inference.llamacpp.scheduler import Scheduler
+from inference.llamacpp.sequence import Phase
+from inference.types import EngineStats, Event, Queued
+
+
+class Outbox:
+    """Gathers events and sends them with the state of the engine.
+
+    Mutable, all of the step loop's thread: the events not yet sent, the last look at the
+    queue and who was told of it, the counters. Other threads only read `stats`, an
+    immutable snapshot.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        send: Callable[[Report], object],
+        lanes: int,
+        device: DeviceChains | None,
+    ) -> None:
+        """`send` takes one report a step; `scheduler` and `device` are only read."""
+        self.stats = EngineStats(lanes_total=lanes, cache_total=scheduler.lanes.cells)
+        self._scheduler = scheduler
+        self._send = send
+        self._lanes = lanes
+        self._device = device
+        self._events: list[SequenceEvent] = []
+        self._notices = Notices()
+        self._outlook = Outlook()
+        self._steps = 0
+        self._generation_tokens = 0
+        self._step_seconds = 0.0
+        self._decode_seconds = 0.0
+
+    def emit(self, id: str, event: Event | EngineError) -> None:
+        """Have `event` sent with the next report."""
+        wire: Event | Failure
+        wire = to_failure(event) if isinstance(event, EngineError) else event
+        self._events.append(SequenceEvent(id=id, event=wire))
+
+    def note_queued(self, now: float) -> None:
+        """Look at the queue, if it is time, and tell those their place who wait."""
+        scheduler = self._scheduler
+        sequences = scheduler.count(Phase.RUNNING) + scheduler.count(Phase.WAITING)
+        if not self._notices.due(sequences=sequences, now=now):
+            return
+        self._outlook = scheduler.outlook()
+        for place in self._notices.news(self._outlook, now=now):
+            news = Queued(position=place.position, expected_seconds=place.seconds)
+            self.emit(place.id, news)
+
+    def note_step(self, *, tokens: int, seconds: float, decode_seconds: float) -> None:
+        """A step has sampled `tokens` in `seconds`, of which the models computed some."""
+        self._steps += 1
+        self._generation_tokens += tokens
+        self._step_seconds += seconds
+        self._decode_seconds += decode_seconds
+
+    def report(self) -> None:
+        """Send what there is: one message."""
+        self.stats = self._measured()
+        events, self._events = tuple(self._events), []
+        self._send(Report(events=events, stats=self.stats))
+
+    def _measured(self) -> EngineStats:
+        scheduler, lanes, disk = self._scheduler, self._scheduler.lanes, self._scheduler.disk
+        running, waiting = scheduler.count(Phase.RUNNING), scheduler.count(Phase.WAITING)
+        full = waiting > 0 or running >= self._lanes
+        return EngineStats(
+            running=running,
+            waiting=waiting,
+            parked=scheduler.count(Phase.PARKED),
+            waiting_tokens=self._outlook.tokens if waiting else 0,
+            expected_wait_seconds=self._outlook.expected_wait if full else 0.0,
+            prefill_token_seconds=scheduler.prefill_token_seconds,
+            lanes_total=self._lanes,
+            cache_used=lanes.used,
+            cache_total=lanes.cells,
+            host_used=scheduler.host.used,
+            host_total=scheduler.host.capacity,
+            disk_used=disk.used,
+            disk_total=disk.capacity,
+            disk_stores=disk.stored,
+            disk_fetches=disk.fetched,
+            disk_failures=disk.failed,
+            disk_fetch_timeouts=disk.late,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
+            preemptions=scheduler.preemptions,
+            steps=self._steps,
+            prompt_tokens=scheduler.prefilled,
+            generation_tokens=self._generation_tokens,
+            device_sampled_tokens=0 if self._device is None else self._device.tokens,
+            draft_tokens=scheduler.drafted,
+            draft_tokens_accepted=scheduler.accepted,
+            step_seconds=self._step_seconds,
+            decode_seconds=self._decode_seconds,
+        )

@@ -1,0 +1,92 @@
+"""What the server hears of a step."""
+
+from __future__ import annotations
+
+from inference.errors import EngineOverloaded
+from inference.llamacpp.hostcache import HostCache
+from inference.llamacpp.messages import Failure, Report
+from inference.llamacpp.outbox import Outbox
+from inference.llamacpp.scheduler import Scheduler
+from inference.llamacpp.unified import UnifiedLanes
+from inference.types import Accepted, Queued
+
+
+class Box:
+    """An outbox of a scheduler that runs one sequence at a time."""
+
+    def __init__(self) -> None:
+        self.sent: list[Report] = []
+        self.scheduler = Scheduler(
+            UnifiedLanes(ids=2, cells=100),
+            HostCache(capacity=200),
+            running=1,
+            batch_tokens=64,
+            target_seconds=0.2,
+        )
+        self.outbox = Outbox(self.scheduler, send=self.sent.append, lanes=1, device=None)
+
+    def step(self, *, seconds: float = 0.5) -> None:
+        plan = self.scheduler.plan()
+        sampled = {entry.id: [7] for entry in plan.entries if entry.samples}
+        self.scheduler.apply(plan, sampled, seconds=seconds)
+        self.outbox.note_step(tokens=len(sampled), seconds=seconds, decode_seconds=seconds / 2)
+
+
+def test_events_are_sent_once_in_their_order() -> None:
+    box = Box()
+    box.outbox.emit("a", Accepted(prompt_tokens=3))
+    box.outbox.emit("b", EngineOverloaded("2 requests are waiting already."))
+    box.outbox.report()
+    box.outbox.report()
+    first, second = box.sent
+    assert [(each.id, type(each.event)) for each in first.events] == [
+        ("a", Accepted),
+        ("b", Failure),
+    ]
+    assert second.events == ()
+
+
+def test_the_state_is_that_of_the_last_report() -> None:
+    box = Box()
+    assert (box.outbox.stats.lanes_total, box.outbox.stats.cache_total) == (1, 100)
+    box.scheduler.add("a", [1, 2, 3])
+    box.step()
+    box.step()
+    assert box.outbox.stats.steps == 0
+    box.outbox.report()
+    (report,) = box.sent
+    stats = report.stats
+    assert stats is box.outbox.stats
+    assert (stats.running, stats.waiting, stats.cache_used) == (1, 0, 4)
+    assert (stats.steps, stats.prompt_tokens, stats.generation_tokens) == (2, 3, 2)
+    assert (stats.step_seconds, stats.decode_seconds) == (1.0, 0.5)
+
+
+def test_who_waits_is_told_a_place_and_newcomers_what_to_expect() -> None:
+    box = Box()
+    for id in ("a", "b"):
+        box.scheduler.add(id, [1, 2, 3])
+    box.step()
+    box.step()
+    box.outbox.note_queued(now=0.0)
+    box.outbox.report()
+    (report,) = box.sent
+    (told,) = report.events
+    assert told.id == "b"
+    assert isinstance(told.event, Queued)
+    assert told.event.position == 1
+    assert report.stats.expected_wait_seconds > told.event.expected_seconds > 0
+    assert report.stats.waiting_tokens == 3
+
+
+def test_nobody_waits_while_a_lane_is_free() -> None:
+    box = Box()
+    for id in ("a", "b"):
+        box.scheduler.add(id, [1, 2, 3])
+    box.step()
+    box.outbox.note_queued(now=0.0)
+    for id in ("a", "b"):
+        box.scheduler.end(id)
+    box.outbox.report()
+    (report,) = box.sent
+    assert (report.stats.expected_wait_seconds, report.stats.waiting_tokens) == (0.0, 0)
