@@ -31,7 +31,8 @@ install: ## what serve installs, without serving
 	@deploy/environment.sh runtime
 
 .PHONY: test
-test: ## run all tests, with the default model and both OpenAI SDKs
+test: ## run all tests, with the default model, both OpenAI SDKs, Redis and nginx
+	@deploy/services.sh redis-server nginx
 	@deploy/environment.sh dev
 	@deploy/environment.sh openai2
 	@$(BIN)/headrace models pull default
@@ -55,6 +56,13 @@ bench: ## build llama-server and compare with it; or make bench ARGS="compare --
 	$(if $(ARGS),,@deploy/environment.sh build)
 	$(if $(ARGS),,@PATH="$(CURDIR)/.venv-build/bin:$$PATH" $(BIN)/python -m benchmarks.build_peer)
 	@exec $(BIN)/python -m benchmarks $(or $(ARGS),$(BENCH))
+
+.PHONY: faults
+faults: ## break things and see what is kept, an hour; ARGS="--quick" for less
+	@deploy/services.sh redis-server
+	@deploy/environment.sh runtime
+	@$(BIN)/headrace models pull default
+	@exec $(BIN)/python -m benchmarks.faults $(ARGS)
 
 .PHONY: lock
 lock: ## write the lock files anew; UPGRADE=1 takes the newest versions

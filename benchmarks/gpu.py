@@ -2,12 +2,14 @@
 
 Makes Llama-shaped 8B models with random weights, records llama.cpp's own decode and
 prefill, then Headrace beside llama-server, and writes one report with the share of the
-memory's bandwidth. Without a GPU it says so and does the same with a tiny shape.
+memory's bandwidth. On a GPU it also compares drawing tokens there with drawing them on the
+host. Without a GPU it says so and does the same with a tiny shape.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -100,6 +102,8 @@ def _run(options: argparse.Namespace) -> int:
         prefill = programs.prefill(path, options.threads) if programs else ()
         if status := cli.main(_compare(options, path, name, programs)):
             return status
+        if on_gpu and (status := cli.main(_sides_of_sampling(options, path, name))):
+            return status
         found.append(
             FormatResult(
                 format=name,
@@ -120,7 +124,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     (options.out / "gpu.json").write_bytes(msgspec.json.format(msgspec.json.encode(results)))
     (options.out / "report.md").write_text(render(results))
-    print(f"\nWritten: {options.out}/report.md, gpu.json, and a directory for each format")
+    print(f"\nWritten: {options.out}/report.md, gpu.json, and a directory for each comparison")
     return 0
 
 
@@ -184,9 +188,31 @@ def _compare(
     if programs:
         server = shutil.which("llama-server", path=str(programs.directory))
         arguments += ["--b", "llama-server", "--b-program", str(server)]
-    arguments += ["--workload", options.workload, "--rounds", str(options.rounds)]
+    return [*arguments, *_shared(options, options.out / name)]
+
+
+def _sides_of_sampling(options: argparse.Namespace, model: Path, name: str) -> list[str]:
+    """Headrace drawing tokens in the model's graph beside Headrace drawing them on the host.
+
+    Without speculation, which would have the host draw wherever it checks drafts. Writes
+    each side's settings to a file, for neither has a flag.
+    """
+    out = options.out / f"{name}-sampling"
+    out.mkdir(parents=True, exist_ok=True)
+    arguments = ["compare", "--model", str(model)]
+    for label, value in (("a", "on"), ("b", "off")):
+        settings = (out / f"{label}.toml").resolve()
+        settings.write_text(f'device_sampling = "{value}"\nspeculation = "off"\n')
+        flags = f"--config {shlex.quote(str(settings))}"
+        arguments += [f"--{label}", "headrace", f"--{label}-flags={flags}"]
+    return [*arguments, *_shared(options, out)]
+
+
+def _shared(options: argparse.Namespace, out: Path) -> list[str]:
+    """The arguments that all comparisons have in common."""
+    arguments = ["--workload", options.workload, "--rounds", str(options.rounds)]
     arguments += ["--concurrency", ",".join(map(str, options.concurrency))]
-    return [*arguments, "--threads", str(options.threads), "--out", str(options.out / name)]
+    return [*arguments, "--threads", str(options.threads), "--out", str(out)]
 
 
 if __name__ == "__main__":

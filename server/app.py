@@ -27,6 +27,7 @@ from server.routes import (
     completions,
     health,
     models,
+    openapi,
     queue,
     responses,
     streams,
@@ -38,7 +39,10 @@ from server.settings import Settings
 
 __all__ = ["ServedModel", "create_app"]
 
-FAMILIES = (chat, completions, responses, streams, websocket, models, queue, text, health)
+FAMILIES = (
+    *(chat, completions, responses, streams, websocket),
+    *(models, queue, text, openapi, health),
+)
 """What has routes, each family in a module of its own."""
 
 
@@ -79,11 +83,7 @@ def create_app(
 
     hosts = AllowedHosts.choose(settings.allowed_hosts, host=settings.host, keyed=keys is not None)
     app = Starlette(
-        routes=[
-            route
-            for family in FAMILIES
-            for route in family.routes(edge)
-        ],
+        routes=[route for family in FAMILIES for route in family.routes(edge)],
         middleware=[
             Middleware(RequestMiddleware, metrics=metrics),
             Middleware(ConnectionMiddleware, connections=edge.connections),

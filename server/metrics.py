@@ -94,7 +94,7 @@ class Metrics:
         )
         self._streams = Counter(
             PREFIX + "stream_outcomes",
-            "Streams that began, by how they ended: completed, disconnected or error.",
+            "Streams that began, by how they ended: completed, disconnected, error, stopped.",
             (*LABELS, "outcome"),
             registry=self.registry,
         )
@@ -134,7 +134,7 @@ class Metrics:
             self._deadlines.labels(*self.labels, deadline)
         for reason in ("stop", "length", "abort", "error"):
             self._success.labels(*self.labels, reason)
-        for outcome in ("completed", "disconnected", "error"):
+        for outcome in ("completed", "disconnected", "error", "stopped"):
             self._streams.labels(*self.labels, outcome)
 
     def count_end(self, finished_reason: str) -> None:

@@ -257,16 +257,16 @@ class Settings:
         Option("operation", "MS", "time to gather tokens for one event, 0: none", flag=False),
     ] = 25.0
     detach_seconds: Annotated[
-        float, Seconds, Option("limits", "S", "time a reader may be away", flag=False)
-    ] = 30.0
+        float, Seconds, Option("limits", "S", "time a reader may be away, 0: any", flag=False)
+    ] = 300.0
     keep_seconds: Annotated[
         float, Seconds, Option("limits", "S", "time an ended response stays at hand", flag=False)
     ] = 60.0
     retention_seconds: Annotated[
-        float,
-        Meta(ge=1.0, le=10 * 365 * 86_400.0),
+        int,
+        Meta(ge=1, le=10 * 365 * 86_400),
         Option("limits", "S", "time an ended response stays stored", flag=False),
-    ] = 30 * 86_400.0
+    ] = 30 * 86_400
     max_live_responses: Annotated[
         int, Positive, Option("limits", "N", "responses in memory", flag=False)
     ] = 1024

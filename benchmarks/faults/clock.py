@@ -32,14 +32,13 @@ async def clock_jump(setting: Setting) -> Finding:
     offset.write_text("0")
     launcher = (sys.executable, "-m", "benchmarks.faults.shifted", str(offset))
     variables = {"HEADRACE_STEP_SECONDS": f"{STEP_SECONDS:g}"}
-    gaps: list[float] = []
     async with serving(setting, launcher=launcher, variables=variables) as host:
         await count(host, 0, 16)
-        for jump in JUMPS * setting.times:
-            gaps.append(await _jump(host, finding, offset, jump))
+        jumps = JUMPS * setting.times
+        gaps = [await _jump(host, finding, offset, jump) for jump in jumps]
         slept = await _sleep(host, finding)
         figures = await host.idle()
-    finding.done = f"wall clock set {len(JUMPS) * setting.times} times, by up to a day; "
+    finding.done = f"wall clock set {len(jumps)} times, by up to a day; "
     finding.done += f"server and engine asleep for {ASLEEP_SECONDS:g} s"
     finding.note(f"all streams complete, longest gap {max(gaps):.1f} s awake, {slept:.1f} s asleep")
     finding.note(f"{figures['engine_restarts_total']:.0f} restarts of the engine")
@@ -56,7 +55,7 @@ DEADLINE = "deadline_exceeded_total{"
 async def _jump(host: Host, finding: Finding, offset: Path, seconds: float) -> float:
     """Set the clock in the middle of streams; their longest gap."""
     running, reading = await begun(host, STREAMS, TOKENS)
-    offset.write_text(str(seconds))
+    await asyncio.to_thread(offset.write_text, str(seconds))
     await reading
     await _judge(host, running, finding)
     return longest_gap(running)

@@ -41,14 +41,16 @@ async def idle_connections(setting: Setting) -> Finding:
             fresh = await count(host, 2, 32)
             await host.reaches(HEAD_SECONDS + 5 + SPARE_SECONDS, connections_idle=0)
         finally:
-            for each in held:
-                each.close()
+            for connection in held:
+                connection.close()
         running = await stream
         await host.idle()
         await host.reaches(connections=1)
         left = await host.files_left(files)
     finding.done = f"{setting.times} connections opened and left, half of them kept alive"
-    finding.note(f"{figures['connections_idle']:.0f} idle at once, health in {health * 1000:.0f} ms")
+    finding.note(
+        f"{figures['connections_idle']:.0f} idle at once, health in {health * 1000:.0f} ms"
+    )
     finding.note(f"closed by their deadlines, descriptors {left:+d}")
     finding.require(health <= HEALTH_SECONDS, f"health took {health:.1f} s")
     for name, each in (("the running stream", running), ("a new one", fresh)):
@@ -86,7 +88,9 @@ async def slow_head(setting: Setting) -> Finding:
     finding.done = f"{setting.times} heads sent byte by byte"
     finding.note(f"ended after {min(lasted):.1f} to {max(lasted):.1f} s of {HEAD_SECONDS:g}")
     finding.note(f"health in {health * 1000:.0f} ms")
-    finding.require(max(lasted) <= HEAD_SECONDS + SPARE_SECONDS, "a slow head outlived the deadline")
+    finding.require(
+        max(lasted) <= HEAD_SECONDS + SPARE_SECONDS, "a slow head outlived the deadline"
+    )
     finding.require(all(b"408" in said for _, said in ends), "an end without 408")
     finding.require(health <= HEALTH_SECONDS, f"health took {health:.1f} s")
     finding.require(

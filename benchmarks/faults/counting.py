@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.faults import wire
 from benchmarks.faults.fault import FaultError
 from benchmarks.faults.host import Host, error_code
+from benchmarks.faults.polling import until
 
 SHOWN = 12
-FIRST, APART, BEGINS = 1010, 100, 60
-"""Where the first stream begins to count, how far apart streams are, and how many differ."""
+FIRST, APART, BEGINS = 3010, 100, 60
+"""Where the first stream begins to count, how far apart streams are, and how many differ.
+
+Numbers that are years would make the model tell history.
+"""
 
 SURE_TOKENS = 300
 """How far the model is trusted: it miscounts at hundreds, 60 numbers lie before the first."""
@@ -67,7 +71,8 @@ def miscounted(begin: int, text: str) -> str:
 class Transcript:
     """What one reader got, over any number of connections. Mutable; its reader owns it.
 
-    `numbers` are the `id:` of the events, `times` when text came. `ends` counts the ends:
+    `sent` and `ended` are when the last exchange was, `numbers` the `id:` of the events,
+    `times` when text came. `ends` counts the ends:
     a finish reason, or an error event, which `error` names. `restarts` are comments that
     the engine was restarted.
     """
@@ -75,6 +80,7 @@ class Transcript:
     begin: int
     tokens: int
     sent: float = 0.0
+    ended: float = 0.0
     text: str = ""
     logged: int = 0
     usage: int | None = None
@@ -171,6 +177,8 @@ async def count(
                 got.take(event)
     except wire.Broken as error:
         got.error = got.error or ("" if got.done else f"broken: {error}")
+    finally:
+        got.ended = time.monotonic()
     return got
 
 
@@ -188,11 +196,16 @@ async def begun(
             for n, each in enumerate(running)
         )
     )
-    while not all(each.text for each in running):
-        if reading.done():
-            raise FaultError(f"no stream began: {running[0].status} {running[0].error}")
-        await asyncio.sleep(0.01)
+    await all_begun(running)
     return running, reading
+
+
+async def all_begun(running: Sequence[Transcript]) -> None:
+    """Wait until all of these have said something. Raises `FaultError` when one ended before."""
+    await until(lambda: all(each.text or each.ended for each in running))
+    for each in running:
+        if not each.text:
+            raise FaultError(f"a stream ended before it began: {each.status} {each.error}")
 
 
 def longest_gap(running: Iterable[Transcript]) -> float:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from benchmarks.faults import wire
 from benchmarks.faults.fault import FaultError, Setting
+from benchmarks.faults.polling import POLL_SECONDS, until
 from benchmarks.faults.processes import engine_pid, open_files, rss_bytes
 from benchmarks.servers import free_port
 
 READY_SECONDS = 120.0
 STOP_SECONDS = 60.0
-POLL_SECONDS = 0.02
 CLOSE_SECONDS = 5.0
 LANES = 16
 PREFIX = "headrace_"
@@ -123,12 +123,10 @@ class Host:
 
     async def engine_up(self) -> int:
         """Wait for an engine process. Raises `FaultError`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(READY_SECONDS):
-                while (pid := self.engine()) is None:
-                    await asyncio.sleep(POLL_SECONDS)
-                return pid
-        raise FaultError("no engine process came up")
+        await until(self.engine, seconds=READY_SECONDS)
+        if (pid := self.engine()) is None:
+            raise FaultError("no engine process came up")
+        return pid
 
     def footprint(self) -> tuple[int, int]:
         """Resident bytes and open files of the server process itself."""
@@ -136,12 +134,8 @@ class Host:
 
     async def files_left(self, before: int) -> int:
         """How many more files than `before` it has open, once it had a moment to close them."""
-        left = open_files(self.pid) - before
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                while (left := open_files(self.pid) - before) > 0:
-                    await asyncio.sleep(POLL_SECONDS)
-        return left
+        await until(lambda: open_files(self.pid) <= before, seconds=CLOSE_SECONDS)
+        return open_files(self.pid) - before
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""

@@ -11,20 +11,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.faults import wire
-from benchmarks.faults.counting import Transcript, begin_of, count, miscounted, prompt_of
+from benchmarks.faults.counting import Transcript, all_begun, begin_of, count, miscounted, prompt_of
 from benchmarks.faults.fault import Fault, FaultError, Finding, Setting
 from benchmarks.faults.host import Host, error_code, serving
+from benchmarks.faults.polling import until
 from benchmarks.faults.processes import alive
 
 TOKENS = 600
 CHATS, RESPONSES = 2, 2
-KILL_SECONDS = 2.5
-DRAIN_SECONDS = 4.0
+PLACES = 300
+"""The server is killed before its readers have so many tokens."""
+
+BEFORE_SECONDS = 30.0
+DRAIN_SECONDS = 6.0
 LAST_WORDS_SECONDS = 15.0
 """Beyond `drain_seconds`, as `docs/operations.md` has it."""
 
 LONG, SHORT = 6, 6
-SHORT_TOKENS = 24
+SHORT_TOKENS = 8
 NO_ENGINE_LEFT_SECONDS = 10.0
 
 
@@ -72,7 +76,7 @@ async def server_kill(setting: Setting) -> Finding:
                 ),
                 *(_respond(host, each) for each in responses),
             )
-            await asyncio.sleep(chance.random() * KILL_SECONDS)
+            await _somewhere(chats, int(chance.random() * PLACES))
             engine = host.engine()
             host.send(signal.SIGKILL)
             await host.ended()
@@ -92,11 +96,21 @@ async def server_kill(setting: Setting) -> Finding:
     return finding
 
 
+async def _somewhere(chats: list[Transcript], place: int) -> None:
+    """Wait until the readers of these have so many tokens."""
+    await until(lambda: sum(len(each.text) for each in chats) >= place, seconds=BEFORE_SECONDS)
+
+
 async def _respond(host: Host, followed: Followed) -> None:
     """Follow a new response until it ends or breaks."""
     body = {
-        **{"model": "default", "input": prompt_of(followed.begin), "max_output_tokens": TOKENS},
-        **{"temperature": 0, "ignore_eos": True, "stream": True, "background": True},
+        "model": "default",
+        "input": prompt_of(followed.begin),
+        "max_output_tokens": TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "background": True,
     }
     with suppress(wire.Broken):
         async with wire.asking(host.port, "POST", wire.RESPONSES, body) as exchange:
@@ -108,10 +122,9 @@ async def _respond(host: Host, followed: Followed) -> None:
 
 async def _no_engine_left(engine: int | None, finding: Finding) -> None:
     """The killed server's engine has to end by itself."""
-    until = time.monotonic() + NO_ENGINE_LEFT_SECONDS
-    while engine is not None and alive(engine) and time.monotonic() < until:
-        await asyncio.sleep(0.05)
-    finding.require(engine is None or not alive(engine), "the engine outlived its server")
+    if engine is not None:
+        gone = await until(lambda: not alive(engine), seconds=NO_ENGINE_LEFT_SECONDS)
+        finding.require(gone, "the engine outlived its server")
 
 
 async def events_after(host: Host, path: str) -> list[wire.Event]:
@@ -189,8 +202,7 @@ async def sigterm(setting: Setting) -> Finding:
                     for n, each in enumerate(long)
                 ),
             )
-            while not all(each.text for each in (*short, *long)):
-                await asyncio.sleep(0.01)
+            await all_begun((*short, *long))
             lasted = max(lasted, await _terminate(host, finding))
             await reading
             for each in short:
@@ -216,8 +228,8 @@ async def _terminate(host: Host, finding: Finding) -> float:
     began = time.monotonic()
     host.send(signal.SIGTERM)
     async with asyncio.timeout(DRAIN_SECONDS):
-        while (await wire.fetch(host.port, "GET", "/health/ready"))[0] == 200:
-            await asyncio.sleep(0.01)
+        while await host.is_ready():
+            continue
     refused = await count(host, 20, 8)
     finding.require(
         (refused.status, refused.error) == (503, "server_stopping"),

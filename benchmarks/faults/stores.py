@@ -80,18 +80,18 @@ async def disk_full(setting: Setting) -> Finding:
     RLIMIT_FSIZE of the running server, which needs no privileges: a write beyond it
     fails, as on a full disk, and SQLite takes it back.
     """
-    finding, gaps = Finding(), []
+    finding = Finding()
     async with serving(setting) as host:
-        for _ in range(setting.times):
-            gaps.append(
-                await _outage(
-                    host,
-                    finding,
-                    fail=lambda: _limit_files(host, FULL_BYTES),
-                    mend=lambda: _limit_files(host, resource.RLIM_INFINITY),
-                    name="disk full",
-                )
+        gaps = [
+            await _outage(
+                host,
+                finding,
+                fail=lambda: _limit_files(host, FULL_BYTES),
+                mend=lambda: _limit_files(host, resource.RLIM_INFINITY),
+                name="disk full",
             )
+            for _ in range(setting.times)
+        ]
         await host.restart()
         again = await count(host, 0, 32, headers=wire.RESUMABLE)
         await _stored(host, again, finding, "after a restart")
@@ -112,25 +112,25 @@ def _intact(database: Path) -> bool:
 
 
 async def database_locked(setting: Setting) -> Finding:
-    """Have another process hold the database with a transaction of its own."""
-    finding, gaps = Finding(), []
+    """Have another connection hold the database with a transaction of its own."""
+    finding = Finding()
     async with serving(setting) as host:
-        for _ in range(setting.times):
-            with closing(
-                sqlite3.connect(
-                    host.data / DATABASE, timeout=30, isolation_level=None, check_same_thread=False
+        with closing(
+            sqlite3.connect(
+                host.data / DATABASE, timeout=30, isolation_level=None, check_same_thread=False
+            )
+        ) as intruder:
+            gaps = [
+                await _outage(
+                    host,
+                    finding,
+                    fail=lambda: _execute(intruder, "BEGIN EXCLUSIVE"),
+                    mend=lambda: _execute(intruder, "ROLLBACK"),
+                    name="database locked",
                 )
-            ) as intruder:
-                gaps.append(
-                    await _outage(
-                        host,
-                        finding,
-                        fail=lambda: _execute(intruder, "BEGIN EXCLUSIVE"),
-                        mend=lambda: _execute(intruder, "ROLLBACK"),
-                        name="database locked",
-                    )
-                )
-    return _judge(finding, gaps, f"database locked by another connection, {setting.times} times")
+                for _ in range(setting.times)
+            ]
+    return _judge(finding, gaps, f"database locked by another process, {setting.times} times")
 
 
 async def _execute(connection: sqlite3.Connection, statement: str) -> None:
@@ -141,22 +141,22 @@ async def redis_away(setting: Setting) -> Finding:
     """A real Redis that is stopped and continued, then killed and started again."""
     if shutil.which("redis-server") is None:
         raise FaultError("redis-server is not installed")
-    finding, gaps = Finding(), []
+    finding = Finding()
     # A socket's path must be short.
     with tempfile.TemporaryDirectory(prefix="hr-redis-") as folder:
         redis = Redis(Path(folder))
         await redis.start()
+        ways = (
+            ("Redis stopped", redis.pause, redis.proceed),
+            ("Redis killed", redis.kill, redis.start),
+        )
         try:
             variables = {"HEADRACE_STREAM_STORE": f"unix://{redis.socket}"}
             async with serving(setting, variables=variables) as host:
-                for _ in range(setting.times):
-                    for fail, mend, name in (
-                        (redis.pause, redis.proceed, "Redis stopped"),
-                        (redis.kill, redis.start, "Redis killed"),
-                    ):
-                        gaps.append(
-                            await _outage(host, finding, fail=fail, mend=mend, name=name)
-                        )
+                gaps = [
+                    await _outage(host, finding, fail=fail, mend=mend, name=name)
+                    for name, fail, mend in ways * setting.times
+                ]
         finally:
             await redis.kill()
     return _judge(finding, gaps, f"Redis stopped and killed, {setting.times} times each")

@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +103,7 @@ class Exchange:
         """The body. Raises `Broken`."""
         return b"".join([piece async for piece in self._pieces()])
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """The events as they come, comments too. Raises `Broken`."""
         rest = b""
         async for piece in self._pieces():

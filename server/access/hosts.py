@@ -26,8 +26,17 @@ from server.auth import refuse
 from server.errors import ApiError
 
 EVERY = "*"
+ALLOWED_HEADERS = (
+    "authorization",
+    "content-type",
+    "last-event-id",
+    "x-headrace-stream",
+    "x-request-id",
+)
+"""Request headers that a page of another site may send."""
+
 EXPOSED_HEADERS = (
-    *("x-request-id", "retry-after"),
+    *("x-request-id", "retry-after", "x-headrace-stream-id"),
     *(
         f"x-ratelimit-{figure}-{unit}"
         for figure in ("limit", "remaining", "reset")
@@ -131,7 +140,7 @@ def cors(origins: tuple[str, ...]) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("authorization", "content-type", "last-event-id", "x-request-id"),
+            allow_headers=ALLOWED_HEADERS,
             expose_headers=EXPOSED_HEADERS,
         )
     ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from uuid import uuid4
 
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp
@@ -21,6 +21,7 @@ from server.generation import Generation
 from server.served import Edge
 from server.sse import EventStream, Framing
 from server.streams.live import Live
+from server.streams.registry import ID_BYTES
 from server.tickets import Ticket, estimate_tokens
 from server.views import OpenAiView, summarized
 from server.wire import shapes
@@ -53,7 +54,7 @@ def limits_of(edge: Edge) -> Limits:
 def envelope_of(edge: Edge, prefix: str) -> Envelope:
     """Name a new response, now."""
     return Envelope(
-        id=f"{prefix}-{uuid4().hex}",
+        id=f"{prefix}-{secrets.token_hex(ID_BYTES)}",
         created=int(time.time()),
         model=edge.model.id,
         system_fingerprint=edge.fingerprint(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from redis import exceptions
@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from server.streams.events import Entry, Incomplete, State, Terminal, decode, encode
+from server.streams.redisscripts import END, WRITE
 from server.streams.store import (
     PAGE_ENTRIES,
     PAGE_RECORDS,
@@ -35,62 +36,6 @@ SOCKET_SECONDS = 2.0
 """How long Redis may take to answer."""
 
 PREFIX = "headrace:streams:"
-
-LAST: Final = """
-local function length(log)
-  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-  return last[1] and tonumber(string.match(last[1][1], '^%d+')) or 0
-end
-local function close(keys, id, seconds)
-  redis.call('SREM', keys[3], id)
-  redis.call('EXPIRE', keys[1], seconds)
-  redis.call('EXPIRE', keys[2], seconds)
-end
-"""
-
-WRITE: Final = (
-    LAST
-    + """
-local id, known, fixed, state, ended, created, retention, first = unpack(ARGV, 1, 8)
-local before = redis.call('HGET', KEYS[1], 'ended')
-if not before then
-  if known == '1' then return 0 end
-  redis.call('ZADD', KEYS[4], created, id)
-  redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', created - 2 * retention)
-  redis.call('EXPIRE', KEYS[4], 2 * retention)
-  redis.call('HSET', KEYS[1], 'fixed', fixed)
-elseif before ~= '' and before ~= ended then
-  return 0
-end
-redis.call('HSET', KEYS[1], 'state', state, 'ended', ended)
-local there = length(KEYS[2])
-for i = 9, #ARGV do
-  local number = first + i - 9
-  if number >= there then
-    redis.call('XADD', KEYS[2], (number + 1) .. '-0', 'event', ARGV[i])
-  end
-end
-if ended == '' then redis.call('SADD', KEYS[3], id) else close(KEYS, id, retention) end
-return 1
-"""
-)
-"""Keys: record, log, running, owner. Returns 0 if somebody has ended or deleted it."""
-
-END: Final = (
-    LAST
-    + """
-local id, state, ended, retention, payload = unpack(ARGV)
-if redis.call('HGET', KEYS[1], 'ended') ~= '' then
-  redis.call('SREM', KEYS[3], id)
-  return 0
-end
-redis.call('XADD', KEYS[2], (length(KEYS[2]) + 1) .. '-0', 'event', payload)
-redis.call('HSET', KEYS[1], 'state', state, 'ended', ended)
-close(KEYS, id, retention)
-return 1
-"""
-)
-"""Keys: record, log, running. Returns 1 if it ran until now."""
 
 
 class Fixed(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,7 +129,7 @@ class RedisStore:
                 )
                 records = [await self._find(each.decode()) for each in ids]
                 found += [
-                    record
+                    msgspec.structs.replace(record, details=b"")
                     for record in records
                     if record is not None and (before is None or _age(record) < _age(before))
                 ]
@@ -225,16 +170,9 @@ class RedisStore:
 
     async def _add(self, pipeline: Any, write: Write) -> None:
         record = write.record
-        fixed = Fixed(
-            owner=record.owner,
-            kind=record.kind,
-            server=record.server,
-            created_at=record.created_at,
-            details=record.details,
-        )
         keys = (_record(record.id), _log(record.id), _running(record.server), _owner(record.owner))
         args: list[str | int | bytes] = [
-            *(record.id, int(write.known), msgspec.msgpack.encode(fixed)),
+            *(record.id, int(write.known), b"" if write.known else _fixed(record)),
             *(record.state, _time(record.ended_at), repr(record.created_at)),
             *(self._retention, write.first),
         ]
@@ -273,6 +211,17 @@ def _failures() -> Iterator[None]:
         raise StoreError("unavailable") from error
     except (msgspec.MsgspecError, KeyError, ValueError) as error:
         raise StoreError("unreadable") from error
+
+
+def _fixed(record: Record) -> bytes:
+    fixed = Fixed(
+        owner=record.owner,
+        kind=record.kind,
+        server=record.server,
+        created_at=record.created_at,
+        details=record.details,
+    )
+    return msgspec.msgpack.encode(fixed)
 
 
 def _record(response_id: str) -> str:

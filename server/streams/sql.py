@@ -43,6 +43,8 @@ SWEEP_RESPONSES = 200
 STATEMENT_ROWS = 500
 """Entries of one statement."""
 
+LISTED = [column for column in responses.columns if column.name != "details"]
+
 ADD_TO_SQLITE = (
     "INSERT INTO stream_entries (response_id, number, payload) VALUES {} ON CONFLICT DO NOTHING"
 )
@@ -103,7 +105,7 @@ class SqlStore:
     async def records(self, owner: str, *, before: Record | None = None) -> list[Record]:
         """As `StreamStore.records`."""
         order = tuple_(responses.c.created_at, responses.c.id)
-        wanted = select(responses).where(responses.c.owner == owner)
+        wanted = select(*LISTED).where(responses.c.owner == owner)
         if before is not None:
             wanted = wanted.where(order < tuple_(literal(before.created_at), literal(before.id)))
         newest = wanted.order_by(responses.c.created_at.desc(), responses.c.id.desc())

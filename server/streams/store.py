@@ -115,7 +115,7 @@ class StreamStore(Protocol):
         """The entries numbered above `after`, in order, at most `PAGE_ENTRIES`."""
 
     async def records(self, owner: str, *, before: Record | None = None) -> list[Record]:
-        """The owner's records, newest first, at most `PAGE_RECORDS`.
+        """The owner's records without their `details`, newest first, at most `PAGE_RECORDS`.
 
         `before` is the last record of the page before.
         """

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import gpu
+from benchmarks import cli, gpu
 from benchmarks.cache import PeerCache
 from benchmarks.gpu_report import FormatResult, Results, render
 from benchmarks.make_model import write_f16
@@ -17,6 +17,7 @@ from benchmarks.raw import SERVER_VARIABLE, Decode, Programs, parse_decode, pars
 from benchmarks.roofline import Footprint
 from benchmarks.session import Bandwidth
 from benchmarks.vocabulary import read_vocabulary
+from server.settings import load_settings
 from tests.benchmarks.made_models import SMALL, write_vocabulary
 from tests.benchmarks.samples import session
 
@@ -131,6 +132,39 @@ def test_a_peers_decode_step_counts_all_sequences() -> None:
 
 def replace_batch(decode: Decode, batch: int) -> Decode:
     return msgspec.structs.replace(decode, batch=batch)
+
+
+def test_on_a_gpu_drawing_there_is_compared_with_drawing_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers of the same model that differ in nothing but where tokens are drawn."""
+    started: list[list[str]] = []
+
+    def compare(arguments: list[str]) -> int:
+        started.append(arguments)
+        return 3 if len(started) == 2 else 0
+
+    model = tmp_path / "tiny.Q8_0.gguf"
+    write_f16(SMALL, read_vocabulary(write_vocabulary(tmp_path / "v.gguf")), model)
+    monkeypatch.setenv(SERVER_VARIABLE, str(tmp_path / "none"))
+    monkeypatch.setattr(gpu, "gpu_names", lambda: ("NVIDIA Mill 9000",))
+    monkeypatch.setattr("benchmarks.bandwidth.gpu_offload", lambda: True)
+    monkeypatch.setattr("benchmarks.bandwidth.device_copy", lambda: None)
+    monkeypatch.setattr(cli, "main", compare)
+    out = tmp_path / "an out"
+    arguments = ["--out", str(out), "--models", str(tmp_path), "--no-build", "--shape", "tiny"]
+    arguments += ["--formats", "Q8_0", "--concurrency", "1,2"]
+    assert gpu.main(arguments) == 3
+    ordinary, sampling = started
+    assert "--b" not in ordinary
+    both = cli.build_parser().parse_args(sampling)
+    assert (both.a, both.b, both.concurrency) == ("headrace", "headrace", (1, 2))
+    chosen = [
+        load_settings(flags={}, environ={}, file=Path(flags[1]))
+        for flags in (both.a_flags, both.b_flags)
+    ]
+    assert [each.device_sampling for each in chosen] == ["on", "off"]
+    assert {each.speculation for each in chosen} == {"off"}
 
 
 def test_the_whole_command_without_gpu_and_peer(

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*ROOT.glob("deploy/**/*.sh"), ROOT / ".ci/run"])
-TARGETS = ("serve", "install", "test", "check", "bench", "clean", "help", "lock")
+TARGETS = ("serve", "install", "test", "check", "bench", "faults", "clean", "help", "lock")
 TOOLS = (
     "bash",
     "cat",
@@ -27,6 +27,7 @@ TOOLS = (
     "sha256sum",
     "flock",
     "dirname",
+    "chmod",
 )
 
 
@@ -142,6 +143,61 @@ def test_no_compiler(checkout: Path, programs: Path) -> None:
     assert ended.returncode == 1
     assert "apt install g++" in ended.stderr
     assert not (checkout / ".venv").exists()
+
+
+def services(programs: Path, *, sudo: str | None) -> subprocess.CompletedProcess[str]:
+    """Run `deploy/services.sh mill` as a user whose `sudo` is that script."""
+    fake(programs / "id", "echo 1000")
+    fake(programs / "apt-get", "exit 1")
+    if sudo is not None:
+        fake(programs / "sudo", sudo)
+    return subprocess.run(
+        [ROOT / "deploy/services.sh", "mill"],
+        env={"PATH": str(programs)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_nothing_is_installed_that_is_there(programs: Path) -> None:
+    fake(programs / "mill", "")
+    ended = services(programs, sudo=None)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("sudo", [None, "exit 1"])
+def test_who_may_not_install_is_told_what_to_install(programs: Path, sudo: str | None) -> None:
+    ended = services(programs, sudo=sudo)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        "headrace: this needs mill; Debian, Ubuntu: sudo apt-get install mill"
+    ]
+
+
+def test_what_is_missing_is_installed_where_sudo_asks_nothing(programs: Path) -> None:
+    """The fake `sudo` only writes down what it should do, and makes the program."""
+    said = programs / "said"
+    ended = services(
+        programs,
+        sudo=f"""cat >/dev/null
+        echo "$*" >>{said}
+        case "$*" in *" install "*" mill") ;; *) exit ;; esac
+        echo >{programs}/mill && chmod +x {programs}/mill""",
+    )
+    assert ended.returncode == 0
+    commands = said.read_text().splitlines()
+    assert all(command.startswith("-n ") for command in commands)
+    [update, install] = [command for command in commands if "apt-get" in command]
+    assert update.endswith(" update")
+    assert install.endswith(" install --no-install-recommends -y mill")
+
+
+def test_an_install_that_fails_is_told_too(programs: Path) -> None:
+    ended = services(programs, sudo='cat >/dev/null; case "$*" in *apt-get*) exit 1 ;; esac')
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("sudo apt-get install mill\n")
 
 
 def test_a_second_install_waits_for_the_first(checkout: Path, programs: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ import pytest
 from inference.scripted import Hang, Rule, Script
 from server.settings import Settings
 from server.sse import HEARTBEAT
+from tests.programs import program
 from tests.server.harness import frames, run, serving
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -104,7 +104,6 @@ def test_a_wrong_request_is_still_refused_with_its_status(stream: bool) -> None:
     run(scenario())
 
 
-NGINX = shutil.which("nginx")
 CONFIG = """
 daemon off;
 pid {home}/pid;
@@ -132,7 +131,7 @@ async def nginx(home: Path, upstream: str) -> AsyncIterator[str]:
         listen = f"127.0.0.1:{free.getsockname()[1]}"
     config = home / "nginx.conf"
     config.write_text(CONFIG.format(home=home, listen=listen, upstream=upstream))
-    command = (NGINX or "nginx", "-p", str(home), "-c", str(config), "-e", "stderr")
+    command = (program("nginx"), "-p", str(home), "-c", str(config), "-e", "stderr")
     process = await asyncio.create_subprocess_exec(*command)
     try:
         transport = httpx2.AsyncHTTPTransport(retries=9)
@@ -144,7 +143,6 @@ async def nginx(home: Path, upstream: str) -> AsyncIterator[str]:
         await process.wait()
 
 
-@pytest.mark.skipif(NGINX is None, reason="there is no nginx here")
 def test_nginx_as_it_comes_passes_tokens_and_heartbeats_on_at_once(tmp_path: Path) -> None:
     beat = HEARTBEAT.decode().strip()
 

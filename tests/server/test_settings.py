@@ -8,6 +8,7 @@ from server.settings import (
     TYPES,
     Settings,
     SettingsError,
+    data_dir_of,
     flag_of,
     load_settings,
     option_of,
@@ -115,6 +116,11 @@ def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
         ("drain_seconds", "-0.1"),
         ("drain_seconds", "nan"),
         ("body_seconds", "0"),
+        ("stream_store", "mysql://db"),
+        ("stream_store", "redis:"),
+        ("coalesce_ms", "-1"),
+        ("retention_seconds", "0"),
+        ("max_live_responses", "0"),
         ("max_body_bytes", "2MiB"),
         ("max_n", "129"),
         ("max_requests", "0"),
@@ -167,6 +173,23 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"model = '\xe4'")
     with pytest.raises(SettingsError, match="not valid TOML"):
         load_settings(flags={}, environ={}, file=tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize(
+    "store",
+    ["off", "sqlite", "redis://h:1/0", "unix:///run/redis", "postgresql+psycopg://h/d"],
+)
+def test_stores_are_words_or_urls(store: str) -> None:
+    assert load_settings(flags={"stream_store": store}, environ={}).stream_store == store
+
+
+def test_state_is_kept_where_the_setting_or_the_xdg_specification_says() -> None:
+    default = Settings()
+    assert data_dir_of(default, {"XDG_DATA_HOME": "/x", "HOME": "/h"}) == Path("/x/headrace")
+    for environ in ({"HOME": "/h"}, {"XDG_DATA_HOME": "relative", "HOME": "/h"}):
+        assert data_dir_of(default, environ) == Path("/h/.local/share/headrace")
+    chosen = load_settings(flags={}, environ={"HEADRACE_DATA_DIR": "/srv/headrace"})
+    assert data_dir_of(chosen, {"XDG_DATA_HOME": "/x"}) == Path("/srv/headrace")
 
 
 def test_each_setting_has_a_group_and_one_line_of_help() -> None:

@@ -2,13 +2,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.streams.redisserver import RedisServer, needs_redis
+from tests.server.streams.redisserver import RedisServer
 
 
 @pytest.fixture(scope="module")
 def shared_redis() -> Iterator[RedisServer]:
     """A Redis that tests of one module share; each uses names of its own."""
-    needs_redis()
     server = RedisServer()
     server.start()
     yield server
@@ -18,7 +17,6 @@ def shared_redis() -> Iterator[RedisServer]:
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
     """A Redis to stop and to start again."""
-    needs_redis()
     server = RedisServer()
     server.start()
     yield server

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -112,8 +113,6 @@ class MemoryStore:
         return frozenset(refused)
 
     async def end(self, ids: Sequence[str], event: Terminal, *, now: float) -> None:
-        import msgspec
-
         self._check()
         for each in ids:
             row = self.rows.get(each)
@@ -141,7 +140,7 @@ class MemoryStore:
         if before is not None:
             last = (before.created_at, before.id)
             mine = [each for each in mine if (each.created_at, each.id) < last]
-        return mine[:PAGE_RECORDS]
+        return [msgspec.structs.replace(each, details=b"") for each in mine[:PAGE_RECORDS]]
 
     async def delete(self, response_id: str) -> None:
         self._check()

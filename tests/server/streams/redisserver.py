@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import pytest
+from tests.programs import program
 
 
 class RedisServer:
@@ -24,7 +24,7 @@ class RedisServer:
     def start(self) -> None:
         self._process = subprocess.Popen(
             [
-                *("redis-server", "--port", "0", "--unixsocket", self.socket),
+                *(program("redis-server"), "--port", "0", "--unixsocket", self.socket),
                 *("--dir", self.folder, "--save", "", "--appendonly", "yes"),
                 *("--appendfsync", "always", "--daemonize", "no"),
             ],
@@ -46,8 +46,3 @@ class RedisServer:
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self.folder)
-
-
-def needs_redis() -> None:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed")

@@ -527,7 +527,7 @@ class SqliteLife(Life):
 
 TestMemoryLife = MemoryLife.TestCase
 TestMemoryLife.settings = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -119,7 +119,7 @@ async def test_silence_is_no_success() -> None:
 
 
 async def test_what_comes_close_together_becomes_one_event() -> None:
-    rig = Rig(coalesce_seconds=0.001)
+    rig = Rig(coalesce_seconds=0.05)
     rig.producer.start()
     reading = asyncio.create_task(rig.read())
     rig.tap.give(*OPENING, delta("a"), delta("b"), delta("c"))
@@ -128,6 +128,14 @@ async def test_what_comes_close_together_becomes_one_event() -> None:
     rig.tap.end()
     texts = [delta("a"), delta("bc"), delta("d")]
     assert await reading == [*map(at, (*OPENING, *texts, FINISHED)), Completed()]
+
+
+async def test_what_comes_after_a_pause_does_not_wait() -> None:
+    rig = Rig(coalesce_seconds=1e-9)  # so that everything comes after a pause
+    rig.tap.give(*OPENING, delta("a"), delta("b"), delta("c"), FINISHED)
+    rig.tap.end()
+    events = [*OPENING, delta("a"), delta("b"), delta("c"), FINISHED]
+    assert await rig.run() == [*map(at, events), Completed()]
 
 
 async def test_a_stop_ends_the_log_at_once_and_closes_the_source() -> None:

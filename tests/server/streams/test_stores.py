@@ -142,7 +142,7 @@ async def test_the_owner_sees_their_own_newest_first_by_pages(
     assert len(listed) == PAGE_RECORDS
     while page := await store.records(record.owner, before=listed[-1]):
         listed += page
-    assert listed == mine[::-1]
+    assert listed == [msgspec.structs.replace(each, details=b"") for each in mine[::-1]]
 
 
 async def test_opening_ends_what_this_server_and_the_dead_left_running(store: StreamStore) -> None:

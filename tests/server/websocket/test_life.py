@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.websocket.life import (
@@ -36,6 +36,7 @@ def test_whatever_closes_an_open_connection_has_a_code_unless_nobody_is_there() 
     assert closing - {Happening.GONE} == set(CLOSES)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(Happening)))
 def test_only_a_new_connection_is_accepted_and_nothing_follows_the_end(
     happenings: list[Happening],
@@ -51,6 +52,7 @@ def test_only_a_new_connection_is_accepted_and_nothing_follows_the_end(
                 phase_after(phase, happening)
 
 
+@settings(deadline=None)
 @given(
     st.floats(0.5, 1000.0),
     st.lists(st.floats(0.0, 3.0), min_size=1, max_size=200),
@@ -69,6 +71,7 @@ def test_no_second_lets_more_through_than_the_pace_and_one_burst(
             assert later - index + 1 <= allowed + 1e-6 * len(times)
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 1000.0))
 def test_who_keeps_to_the_pace_never_waits(per_second: float) -> None:
     pace = Pace(per_second)

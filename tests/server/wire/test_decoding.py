@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.types import Usage
@@ -51,7 +51,6 @@ def parse_chat(text: str) -> None:
     stop_of(fields)
 
 
-@settings(deadline=None)
 @given(bodies)
 def test_any_json_is_taken_or_refused(body: dict[str, Any]) -> None:
     try:
@@ -60,7 +59,6 @@ def test_any_json_is_taken_or_refused(body: dict[str, Any]) -> None:
         assert_names(error)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=64))
 def test_any_text_is_taken_or_refused(text: str) -> None:
     with pytest.raises(ApiError) as refused:
@@ -68,7 +66,6 @@ def test_any_text_is_taken_or_refused(text: str) -> None:
     assert refused.value.status == 400
 
 
-@settings(deadline=None)
 @given(json_values)
 def test_any_prompt_is_taken_or_refused(prompt: Any) -> None:
     body = json.dumps({"model": "default", "prompt": prompt})

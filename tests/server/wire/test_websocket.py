@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import ApiError
@@ -25,6 +25,7 @@ from server.wire.websocket import (
 )
 
 JSON, MSGPACK = FORMATS
+PATIENT = settings(deadline=None)
 EVERY = pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.subprotocol)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=70)
@@ -56,6 +57,7 @@ def read(format: Format, data: str | bytes) -> object:
 
 
 @EVERY
+@PATIENT
 @given(message=messages)
 def test_any_object_is_a_message_or_is_refused_with_its_own_tag(
     format: Format, message: dict[str, Any]
@@ -77,22 +79,26 @@ def test_any_object_is_a_message_or_is_refused_with_its_own_tag(
 
 
 @EVERY
+@PATIENT
 @given(value=values)
 def test_any_value_is_a_message_or_is_refused(format: Format, value: object) -> None:
     read(format, written(format, value))
 
 
+@PATIENT
 @given(texts | st.text('{}[]":,\\ud8c0tagype0-9', max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     read(JSON, text)
 
 
+@PATIENT
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     read(MSGPACK, data)
 
 
 @EVERY
+@PATIENT
 @given(message=messages, at=st.integers(0, 10_000), flip=st.integers(0, 255))
 def test_a_changed_byte_is_read_or_refused(
     format: Format, message: dict[str, Any], at: int, flip: int

@@ -1,0 +1,1 @@
+"""What this server understands, told to programs: the table, and the document made of it."""
