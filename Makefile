@@ -1,5 +1,5 @@
 # Two commands are enough to know: `make serve` and `make test`. Each installs what it
-# needs first; deploy/environment.sh says how.
+# needs first; deploy/environment.sh and deploy/services.sh say how.
 
 ARGS ?=
 .DEFAULT_GOAL := help

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from benchmarks.edge_load import SETTLE_SECONDS, WARM_UP_STREAMS, Figures, Load, token_times
 from benchmarks.faults import wire
+from benchmarks.faults.fault import FaultError
 from benchmarks.faults.host import Host
 from benchmarks.faults.processes import allow_files, rss_bytes
 from benchmarks.options import positive
@@ -213,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-edge-") as scratch:
             figures = complete(measure(load, Path(scratch), frozenset({core})))
-    except PeerError as error:
+    except (PeerError, FaultError) as error:
         print(f"edge: {error}", file=sys.stderr)
         return 2
     finally:

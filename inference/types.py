@@ -21,7 +21,6 @@ TOP_LOGPROBS_MAX = 20
 LOGIT_BIAS_MAX_ENTRIES = 1024
 STOP_MAX_STRINGS = 16
 STOP_MAX_CHARS = 256
-TEMPLATE_KWARGS_MAX = 16
 
 
 class Value(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

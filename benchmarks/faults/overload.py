@@ -81,4 +81,4 @@ async def _offered(host: Host, rate: float, seconds: float, seed: int) -> list[T
     return list(await asyncio.gather(*(one(number, at) for number, at in enumerate(arrivals))))
 
 
-FAULTS = (Fault(name="overload", run=overload, times=4),)
+FAULTS = (Fault(name="overload", run=overload, times=12, quick_times=2),)

@@ -21,7 +21,7 @@ from server.errors import invalid
 from server.served import Edge
 from server.sse import DONE, HEARTBEAT, HEARTBEAT_EVENT, EventStream, Framing
 from server.streams.live import Inspection
-from server.streams.log import AfterTheLog
+from server.streams.readers import AfterTheLog
 from server.streams.store import PAGE_RECORDS, Record
 from server.views import NativeView, OpenAiView
 from server.wire import shapes
@@ -65,10 +65,14 @@ class StreamRoutes:
         stored = [record for record in found if record.id not in ids]
         shown = [] if before is not None else [stream_body(each) for each in reversed(running)]
         data = [*shown, *map(stored_body, stored[:limit])]
-        has_more = len(stored) > limit or len(found) >= PAGE_RECORDS
-        last = stored[:limit][-1].id if stored[:limit] else None
+        # The next page begins behind the last one looked at, be it shown here or running.
+        looked = stored[:limit] if len(stored) > limit else found
         return json_response(
-            StreamsBody(data=data, last_id=last, has_more=has_more and last is not None)
+            StreamsBody(
+                data=data,
+                last_id=looked[-1].id if looked else None,
+                has_more=len(stored) > limit or len(found) >= PAGE_RECORDS,
+            )
         )
 
     async def inspect(self, request: Request) -> Response:

@@ -15,24 +15,14 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from server.errors import ApiError
 from server.streams.events import Entry, LogEvent, encode, state_after
-from server.streams.readers import EntriesGone, LiveReader, follow
+from server.streams.readers import AfterTheLog, EntriesGone, LiveReader, follow
 from server.streams.store import PAGE_ENTRIES, Record, Write
 from server.streams.storing import CHANGES, LogLimits, Storing
 from server.streams.window import Window
 
 History: TypeAlias = Callable[[int], Awaitable[list[Entry]]]
 """Reads stored entries numbered above the one given."""
-
-
-class AfterTheLog(ApiError):
-    """A reader wants to go on after a number that the log has not reached."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            400, "invalid_value", "This response has no event of that number.", param="after"
-        )
 
 
 class Sink(Protocol):

@@ -38,8 +38,9 @@ class Producer:
 
     `coalesce_seconds` 0 merges nothing. A log is cancelled after `detach_seconds` without
     a reader, and `on_detach` is told; one that `outlives_readers` goes on while it is
-    being stored. Mutable: the coalescer, until when it gathers (the loop's seconds), the
-    two timers and the task, owned by this class.
+    being stored. Mutable: the source, let go at the start, for what it holds may be large
+    and an ended response rests for a while; the coalescer, until when it gathers (the
+    loop's seconds), the two timers and the task, owned by this class.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Producer:
         on_detach: Callable[[], None] = lambda: None,
     ) -> None:
         self._log = log
-        self._source = source
+        self._source: Source | None = source
         self._coalesce_seconds = coalesce_seconds
         self._detach_seconds = detach_seconds
         self._outlives_readers = outlives_readers
@@ -74,11 +75,12 @@ class Producer:
 
     def start(self) -> None:
         """Begin. Raises `RuntimeError` the second time."""
-        if self._task is not None:
+        source, self._source = self._source, None
+        if source is None:
             raise RuntimeError("a producer starts once")
         self._log.on_readers = self._readers_changed
         self._await_readers(max(self._detach_seconds, ATTACH_SECONDS))
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(self._run(source))
         self._task.add_done_callback(self._over)
 
     def end(self, terminal: Terminal) -> bool:
@@ -103,9 +105,9 @@ class Producer:
         if self._task is not None:
             await asyncio.wait({self._task})
 
-    async def _run(self) -> None:
+    async def _run(self, source: Source) -> None:
         try:
-            await self._produce()
+            await self._produce(source)
             self.end(Completed())
         except Exception as error:
             # After the end, this is only about the clean-up of the generator.
@@ -114,10 +116,10 @@ class Producer:
                 log_unexpected(error)
             self.end(failed)
 
-    async def _produce(self) -> None:
+    async def _produce(self, source: Source) -> None:
         """Append all that the source yields. Raises what it raises, and `RuntimeError`."""
         unfinished: set[int] = set()
-        async with aclosing(self._source()) as events:
+        async with aclosing(source()) as events:
             while True:
                 await self._log.room()
                 event = await anext(events, None)

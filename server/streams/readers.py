@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from server.streams.log import EventLog
 
 
+class AfterTheLog(ApiError):
+    """A reader wants to go on after a number that the log has not reached."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            400, "invalid_value", "This response has no event of that number.", param="after"
+        )
+
+
 class EntriesGone(ApiError):
     """What the reader wants next is neither in memory nor in a store any more."""
 

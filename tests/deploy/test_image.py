@@ -107,6 +107,24 @@ def test_what_is_copied_exists_and_reaches_the_builder() -> None:
                 )
 
 
+def test_state_outlives_the_container_and_is_closed_to_others() -> None:
+    compose: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose.gpu.yaml").read_text())
+    mounts = compose["services"]["headrace"]["volumes"]
+    assert "data:/var/lib/headrace" in mounts
+    assert "data" in compose["volumes"]
+    made = " ".join(rest for name, rest in last_stage() if name == "RUN")
+    assert "install -d -m 700 -o 10001 -g 10001 /var/lib/headrace" in made
+    variables = " ".join(rest for name, rest in last_stage() if name == "ENV")
+    assert "XDG_DATA_HOME=/var/lib " in variables
+
+
+def test_the_unit_keeps_state_too_and_reloads_by_the_signal() -> None:
+    unit = (ROOT / "deploy/headrace.service").read_text().splitlines()
+    assert "Environment=XDG_DATA_HOME=/var/lib" in unit
+    assert {"StateDirectory=headrace", "StateDirectoryMode=0700"} <= set(unit)
+    assert "ExecReload=/bin/kill -HUP $MAINPID" in unit
+
+
 def test_every_package_is_copied() -> None:
     copied = {rest.split()[0] for name, rest in instructions() if name == "COPY"}
     assert {"models", "inference", "conversation", "server"} <= copied

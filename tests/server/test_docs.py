@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import httpx2
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference.scripted import Script, load_script
@@ -58,6 +59,16 @@ def test_operations_names_every_metric() -> None:
         assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == names
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["inference", "inference/llamacpp", "server", "server/access", "server/streams"],
+)
+def test_the_map_names_every_module(folder: str) -> None:
+    room = (DOCS / "architecture.md").read_text().partition("```\n")[2].partition("```")[0]
+    modules = {path.stem for path in (DOCS.parent / folder).glob("[!_]*.py")}
+    assert modules <= set(re.findall(r"\w+", room))
 
 
 def test_the_script_in_the_docs_can_be_played(tmp_path: Path) -> None:

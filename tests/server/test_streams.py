@@ -338,6 +338,27 @@ def test_pages_hold_what_runs_first_and_then_the_newest(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_a_page_of_records_that_all_run_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.routes.streams.PAGE_RECORDS", 2)
+    monkeypatch.setattr("server.streams.sql.PAGE_RECORDS", 2)
+
+    async def scenario() -> None:
+        async with keeping(tmp_path) as (_, client):
+            ended = await stored(client)
+            async with hanging(client) as (first, _), hanging(client) as (second, _):
+                page = (await client.get(STREAMS, params={"limit": 1})).json()
+                assert [each["id"] for each in page["data"]] == [second, first]
+                assert page["has_more"]
+                query = {"limit": 1, "after": page["last_id"]}
+                page = (await client.get(STREAMS, params=query)).json()
+                assert [each["id"] for each in page["data"]] == [ended]
+                assert not page["has_more"]
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [

@@ -5,8 +5,8 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from server.streams.events import Completed, Entry, IllegalEvent, Incomplete, State
-from server.streams.log import AfterTheLog, EventLog
-from server.streams.readers import EntriesGone, LiveReader
+from server.streams.log import EventLog
+from server.streams.readers import AfterTheLog, EntriesGone, LiveReader
 from server.streams.store import PAGE_ENTRIES, StoreError
 from server.streams.storing import CHANGES, LogLimits, Storing
 from server.streams.writer import StoreWriter

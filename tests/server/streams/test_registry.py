@@ -12,8 +12,7 @@ from server.streams.live import (
     TooManyResponses,
     UnknownResponse,
 )
-from server.streams.log import AfterTheLog
-from server.streams.readers import EntriesGone, Reader, follow
+from server.streams.readers import AfterTheLog, EntriesGone, Reader, follow
 from server.streams.registry import Registry
 from server.streams.store import StoreError, Write
 from server.streams.storing import Storing
