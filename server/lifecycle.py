@@ -66,7 +66,7 @@ class Lifecycle:
     """Starts the engine beside the server, so that health answers while it loads.
 
     Mutable: `phase`, which only `_move` changes; `was_ready`; `_draining` and
-    `_hurried`, each set once; `_tracked`. Owner: the event loop's thread.
+    `_hurried`, each set once. Owner: the event loop's thread.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -75,7 +75,6 @@ class Lifecycle:
         self.was_ready = False
         self._draining = asyncio.Event()
         self._hurried = asyncio.Event()
-        self._tracked: set[Task] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -118,11 +117,6 @@ class Lifecycle:
         """Let the drain be over now."""
         self._hurried.set()
 
-    def track(self, task: Task) -> None:
-        """Count a task that no connection waits for as work, until it ends."""
-        self._tracked.add(task)
-        task.add_done_callback(self._tracked.discard)
-
     async def finish(
         self,
         requests: Callable[[], Iterable[Task]],
@@ -131,7 +125,7 @@ class Lifecycle:
         seconds: float,
         last_words_seconds: float = LAST_WORDS_SECONDS,
     ) -> int:
-        """Wait for all work, `responses`, `requests` and what is tracked; cut what is left.
+        """Wait for all work, `responses` and `requests`; cut what is left.
 
         That comes after `seconds`, or at once when hurried. Responses are ended, requests
         cancelled `last_words_seconds` later; they may take a little longer to go. Returns
@@ -148,9 +142,9 @@ class Lifecycle:
             hurried.cancel()
         self._move(Phase.STOPPING)
         cut = responses.end_all(Incomplete(reason="drain_deadline"))
-        if cut and (reading := {*requests(), *self._tracked}):
+        if cut and (reading := set(requests())):
             await asyncio.wait(reading, timeout=last_words_seconds)
-        left = {*requests(), *self._tracked}
+        left = set(requests())
         for task in left:
             task.cancel()
         return cut + len(left)
@@ -160,7 +154,7 @@ class Lifecycle:
     ) -> None:
         await responses.drained()
         # New requests, health checks among them, come while we wait: look again.
-        while work := {*requests(), *self._tracked}:
+        while work := set(requests()):
             await asyncio.wait(work)
 
     def _move(self, to: Phase) -> None:

@@ -34,6 +34,7 @@ from server.served import Edge
 from server.sse import EventStream
 from server.streams.live import Live, UnknownResponse
 from server.streams.readers import Reader
+from server.streams.registry import ID_BYTES
 from server.streams.store import Record
 from server.wire import responses_body
 from server.wire.common import Envelope, check_counts, max_tokens_of
@@ -49,8 +50,6 @@ from server.wire.responses import (
 from server.wire.responses_body import DeletedBody, ResponseDetails
 from server.wire.responses_items import page_of
 from server.wire.responses_query import ItemsQuery, RetrieveQuery, decode_query
-
-ID_BYTES = 24
 
 
 class ResponseRoutes:

@@ -70,7 +70,7 @@ class Producer:
 
     @property
     def task(self) -> asyncio.Task[None] | None:
-        """The task, once it has started. Cancelling it says that the server stops."""
+        """The task, while it runs. Cancelling it says that the server stops."""
         return self._task
 
     def start(self) -> None:
@@ -172,6 +172,8 @@ class Producer:
 
     def _over(self, _task: asyncio.Task[None]) -> None:
         """Whoever cancelled the task without `end` is ending the server."""
+        # A cancelled task remembers the frames it went through, and they the source.
+        self._task = None
         self.end(Incomplete(reason="server_stopped"))
 
 

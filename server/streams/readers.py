@@ -104,7 +104,8 @@ class StoredReader:
     """A reader of a response that does not run in this process.
 
     It may still run in another one: then the store is asked again every `poll_seconds`
-    until the last entry is there. Mutable: as in `LiveReader`.
+    until the last entry is there. Mutable: as in `LiveReader`; whether any entry was
+    read, and the last one.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class StoredReader:
         self._ended = ended
         self._poll_seconds = poll_seconds
         self._page: deque[Entry] = deque()
-        self._last = False
+        self._begun = self._last = False
         self.position = after + 1
 
     def __enter__(self) -> StoredReader:
@@ -131,7 +132,7 @@ class StoredReader:
             return None
         entry = self._page.popleft()
         self.position = entry.number + 1
-        self._last = entry.last
+        self._begun, self._last = True, entry.last
         return entry
 
     async def next(self) -> Entry | None:
@@ -144,6 +145,8 @@ class StoredReader:
                 raise EntriesGone
             self._page.extend(page)
             if not page:
+                if self._ended and (self._begun or self.position == 0):
+                    raise EntriesGone  # it was deleted before its end was read
                 if self._ended:
                     return None
                 await asyncio.sleep(self._poll_seconds)

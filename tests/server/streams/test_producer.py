@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -233,6 +235,23 @@ async def test_a_reader_that_comes_back_in_time_keeps_it_alive() -> None:
     rig.tap.give(FINISHED)
     rig.tap.end()
     assert (await reading)[-1] == Completed()
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_what_it_ran_is_let_go_when_it_has_ended(stopped: bool) -> None:
+    rig = Rig()
+    source = weakref.ref(rig.tap)
+    rig.producer.start()
+    if stopped:
+        rig.producer.end(Cancelled(reason="stopped"))
+    else:
+        rig.tap.give(*OPENING, FINISHED)
+        rig.tap.end()
+        await rig.read()
+    await rig.producer.finished()
+    del rig.tap
+    gc.collect()
+    assert source() is None
 
 
 async def test_a_stored_response_goes_on_without_readers_while_it_can_be_stored() -> None:

@@ -118,6 +118,24 @@ async def test_the_store_checks_owners_too(rig: Rig) -> None:
         await rig.registry.delete(live.id, owner="eve")
 
 
+@pytest.mark.parametrize("read", [0, 1])
+async def test_one_that_is_deleted_while_it_is_read_from_the_store_does_not_end_well(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, read: int
+) -> None:
+    monkeypatch.setattr("tests.server.streams.parts.PAGE_ENTRIES", 1)
+    live = await rig.completed()
+    rig.now += 61
+    await rig.registry.sweep()
+    reader = await rig.registry.reader(live.id, owner="ada")
+    for number in range(read):
+        entry = await reader.next()
+        assert entry is not None
+        assert entry.number == number
+    await rig.registry.delete(live.id, owner="ada")
+    with pytest.raises(EntriesGone):
+        await reader.next()
+
+
 async def test_ended_responses_rest_in_memory_for_a_while(rig: Rig) -> None:
     stored, plain = await rig.completed(), await rig.completed(stored=False)
     rig.now += 59
