@@ -15,6 +15,7 @@ from pathlib import Path
 
 HEADRACE = (sys.executable, "-m", "server.cli")
 PATIENCE_SECONDS = 30.0
+PRESSES = 10
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -113,13 +114,21 @@ class Terminal:
         """Type a line."""
         self.write(text + "\n")
 
-    def write(self, text: str) -> None:
-        """Type these characters."""
-        os.write(self.master, text.encode())
-
     def press(self, key: str) -> None:
         """Press Ctrl and this key; the terminal makes a signal or an end of file of it."""
         os.write(self.master, bytes([ord(key.upper()) - 64]))
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C, as a user does until the program ends; the exit code.
+
+        Python's readline misses a signal that comes right before it begins to wait.
+        """
+        for _ in range(PRESSES):
+            self.press("c")
+            while select.select([self.master], [], [], PATIENCE_SECONDS / PRESSES)[0]:
+                if not self._read():
+                    return self.process.wait(PATIENCE_SECONDS)
+        raise AssertionError(f"it does not end after {self.seen!r}")
 
     def end(self) -> int:
         """Read to the end of output; the exit code."""
