@@ -134,11 +134,6 @@ class ApiKeys:
         matches = [hmac.compare_digest(digest, known.digest) for known in self._accepted]
         return self._accepted[matches.index(True)] if any(matches) else None
 
-    def client_of(self, key: bytes) -> Client | None:
-        """Whose key it is; None when it is not accepted, or no longer."""
-        found = self.find(key)
-        return found.client if found is not None and why_not(found) is None else None
-
     def reload(self) -> bool:
         """Read the files again; False, and the keys stay, when that fails."""
         self._stamp = self._files.stamp()

@@ -89,11 +89,6 @@ class Backlog:
         """Sequences that were given a lane."""
         return self._started
 
-    @property
-    def pending_tokens(self) -> int:
-        """Prompt tokens of all sequences before their first token."""
-        return self._pending_tokens
-
     def enter(self, client: str, *, priority: int, tokens: int) -> Entry:
         """A sequence was let in; `tokens` may be an estimate."""
         self._waiting[client, priority] += 1

@@ -1,12 +1,16 @@
 """How long an engine may keep a response waiting, and what happens when it does.
 
     WAITING  --Started-->  READING  --Delta-->  WRITING  --Finished-->  ENDED
+       ^                      |                    |
+       +-------Queued---------+-------Queued-------+
 
-In WAITING a lane is due within `queue_seconds` of the beginning, in READING the first
+In WAITING a lane is due within `queue_seconds` of when it began to wait, in READING the first
 token within `first_token_seconds` of the lane, in WRITING any event within
 `between_tokens_seconds` of being asked for; and everything within `response_seconds`.
 Only waiting for the engine counts between tokens: a reader who takes his time stops
-that clock. A sequence that is preempted keeps its phase: it has shown life before.
+that clock. A sequence that is preempted waits for a lane again, and then has its tokens
+computed again: the engine's silence meanwhile is none of its own. One that keeps its
+lane may go on from WAITING without a word.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from inference.types import Delta, Event, Finished, Started
+from inference.types import Delta, Event, Finished, Queued, Started
 from server.errors import ApiError
 from server.settings import Settings
 
@@ -55,8 +59,13 @@ class Phase(enum.Enum):
 
 TRANSITIONS: Mapping[tuple[Phase, type[Event]], Phase] = {
     (Phase.WAITING, Started): Phase.READING,
+    (Phase.WAITING, Delta): Phase.WRITING,
+    (Phase.WAITING, Finished): Phase.ENDED,
+    (Phase.READING, Queued): Phase.WAITING,
     (Phase.READING, Delta): Phase.WRITING,
     (Phase.READING, Finished): Phase.ENDED,
+    (Phase.WRITING, Queued): Phase.WAITING,
+    (Phase.WRITING, Started): Phase.READING,
     (Phase.WRITING, Finished): Phase.ENDED,
 }
 """Every other event leaves the phase as it is."""

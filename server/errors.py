@@ -67,6 +67,15 @@ def unsupported(param: str) -> ApiError:
     return invalid(f"`{param}` is not supported by this server.", param, "unsupported_parameter")
 
 
+def unreadable() -> ApiError:
+    """What is stored of a response is not as this release stores it: status 410."""
+    return ApiError(
+        410,
+        "response_unreadable",
+        "This response was stored by another release of the server, which can show it.",
+    )
+
+
 def stopping(*, resumable: bool = False) -> ApiError:
     """The server is shutting down: status 503, and what a client can do about it."""
     what = (

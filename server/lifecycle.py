@@ -140,6 +140,8 @@ class Lifecycle:
         finally:
             ended.cancel()
             hurried.cancel()
+        if self.phase is Phase.CLOSED:  # it ended by itself meanwhile
+            return 0
         self._move(Phase.STOPPING)
         cut = responses.end_all(Incomplete(reason="drain_deadline"))
         if cut and (reading := set(requests())):

@@ -27,7 +27,7 @@ KIND = "response"
 
 
 def projection_of(record: Record) -> ResponsesProjection:
-    """What shows the log of that record."""
+    """What shows the log of that record. Raises `ApiError` 410 where it cannot be read."""
     return ResponsesProjection(record.id, decode(record.details), created_at=record.created_at)
 
 

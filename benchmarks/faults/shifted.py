@@ -1,9 +1,9 @@
 """A server whose wall clock can be set: `python -m benchmarks.faults.shifted FILE serve ...`.
 
 Setting the machine's clock needs privileges and disturbs everything else on it. So the
-server process reads its wall clock here: the true time plus the seconds in FILE. It is
-what `time.time` gives, which is all that Headrace, its libraries in Python and its engine
-process take the time of day from; the monotonic clock stays true, as in the kernel.
+server process reads its wall clock here: the true time plus the seconds in FILE. That is
+what `time.time` gives to Headrace and to its libraries in Python, in this process alone:
+the engine's process keeps the true time. The monotonic clock stays true, as in the kernel.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from inference.engine import Engine
 from inference.types import EngineState
 from server.cli.errors import CommandError
 from server.cli.listen import Listener, refused
+from server.lifecycle import Phase
 from server.protocol import protocol_for
 from server.served import Edge
 from server.sockets import allow_files
@@ -205,16 +206,21 @@ class _Stop:
 
     async def _drain(self, seconds: float) -> None:
         """Let the work finish, while health still answers; then let the server end."""
-        cut = await self._edge.lifecycle.finish(
-            lambda: self._server.server_state.tasks,
-            responses=self._edge.streams,
-            seconds=seconds,
-        )
-        if cut:
-            log.warning("drain_expired", cut=cut)
-        for _ in range(cut):
-            self._edge.metrics.count_deadline("drain")
-        self._server.should_exit = True
+        lifecycle = self._edge.lifecycle
+        try:
+            if lifecycle.phase is Phase.CLOSED:
+                return  # the server was ending before the signal came
+            cut = await lifecycle.finish(
+                lambda: self._server.server_state.tasks,
+                responses=self._edge.streams,
+                seconds=seconds,
+            )
+            if cut:
+                log.warning("drain_expired", cut=cut)
+            for _ in range(cut):
+                self._edge.metrics.count_deadline("drain")
+        finally:
+            self._server.should_exit = True
 
 
 def _config(app: ASGIApp, edge: Edge) -> uvicorn.Config:

@@ -212,7 +212,7 @@ class ResponseRoutes:
         )
 
     async def _record(self, request: Request) -> Record:
-        """The record that the path names. Raises `UnknownResponse`, `StoreError`."""
+        """The record that the path names. Raises `StoreError`, `ApiError` 404, 410."""
         response_id, owner = request.path_params["id"], request.state.client
         record = (await self._edge.streams.inspect(response_id, owner=owner)).record
         if record.kind != KIND or not responses_body.decode(record.details).store:

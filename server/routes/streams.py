@@ -196,7 +196,7 @@ def _heartbeat(query: QueryParams) -> bytes:
 
 
 def _shape(wanted: str, record: Record) -> AnyShape:
-    """How to show the response in the wanted format. Raises `ApiError` 400."""
+    """How to show the response in the wanted format. Raises `ApiError` 400, 410."""
     if wanted not in KINDS:
         raise invalid(f"`format` must be one of: {', '.join((NATIVE, *KINDS))}.", "format")
     if record.kind != KINDS[wanted] or not record.details:

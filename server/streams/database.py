@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,19 @@ from server.streams.store import StoreError
 
 BUSY_SECONDS = 1.0
 """How long SQLite waits for another process's transaction."""
+
+CONNECT_SECONDS = 5
+"""How long another database may take to let us in."""
+
+STATEMENT_SECONDS = 30
+"""How long another database may take for one statement, and a host to acknowledge one."""
+
+POSTGRESQL_TIMEOUTS: Final[Mapping[str, int | str]] = {
+    "connect_timeout": CONNECT_SECONDS,
+    "options": f"-c statement_timeout={1000 * STATEMENT_SECONDS}",
+    "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
+}
+"""What the drivers on libpq take: seconds, and milliseconds twice."""
 
 SQLITE_REASONS: Final = {
     sqlite3.SQLITE_BUSY: "locked",
@@ -48,7 +61,13 @@ def sqlite_url(path: Path) -> URL:
 def writing_engine(url: URL) -> Engine:
     """Connections whose transactions may write; SQLite's take the lock as they begin."""
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
+        return create_engine(
+            url,
+            pool_size=1,
+            max_overflow=0,
+            pool_pre_ping=True,
+            connect_args=connect_timeouts(url),
+        )
     engine = _sqlite(url, "PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL")
 
     @event.listens_for(engine, "begin")
@@ -63,9 +82,21 @@ def reading_engine(url: URL) -> Engine:
     """Connections for single statements that read."""
     if url.get_backend_name() != "sqlite":
         return create_engine(
-            url, pool_size=1, max_overflow=0, pool_pre_ping=True, isolation_level="AUTOCOMMIT"
+            url,
+            pool_size=1,
+            max_overflow=0,
+            pool_pre_ping=True,
+            isolation_level="AUTOCOMMIT",
+            connect_args=connect_timeouts(url),
         )
     return _sqlite(url, "PRAGMA query_only=ON")
+
+
+def connect_timeouts(url: URL) -> dict[str, int | str]:
+    """Arguments for the driver that bound its waiting, but for those that the URL gives."""
+    if not url.get_driver_name().startswith("psycopg"):
+        return {}
+    return {name: value for name, value in POSTGRESQL_TIMEOUTS.items() if name not in url.query}
 
 
 def _sqlite(url: URL, *pragmas: str) -> Engine:

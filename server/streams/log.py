@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from server.streams.events import Entry, LogEvent, encode, state_after
-from server.streams.readers import AfterTheLog, EntriesGone, LiveReader, follow
+from server.streams.readers import AfterTheLog, EntriesGone, LiveReader
 from server.streams.store import PAGE_ENTRIES, Record, Write
 from server.streams.storing import CHANGES, LogLimits, Storing
 from server.streams.window import Window
@@ -145,10 +145,6 @@ class EventLog:
         if after >= max(self.visible, 0):
             raise AfterTheLog
         return LiveReader(self, after=after)
-
-    def follow(self, after: int = -1) -> AsyncGenerator[Entry, None]:
-        """Yield the entries numbered above `after`, to the last: `readers.follow`."""
-        return follow(self.reader(after=after))
 
     def attach(self, reader: LiveReader) -> None:
         """Count the reader: the producer waits for it."""

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import structlog
+
 from server.middleware import log_unexpected
 from server.settings import Settings, data_dir_of
 from server.streams.events import Incomplete
@@ -21,7 +23,8 @@ from server.streams.writer import StoreWriter
 
 SWEEP_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
-"""How long the engine may take to close sequences at the end; the store, then, for the rest."""
+"""How long the engine may take to close sequences at the end; then the store for the rest
+of the logs; then its connections."""
 
 DATABASE = "streams.db"
 OFF = "off"
@@ -98,7 +101,17 @@ async def _writing(
         yield writer
     finally:
         await writer.close(seconds=CLOSE_SECONDS)
-        await store.close()
+        await _close(store)
+
+
+async def _close(store: StreamStore) -> None:
+    """Close the store, or leave it when it cannot or takes too long: the end must come."""
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await store.close()
+    except (TimeoutError, StoreError) as error:
+        reason = error.reason if isinstance(error, StoreError) else "slow"
+        structlog.get_logger("headrace.streams").warning("store_left_open", reason=reason)
 
 
 @asynccontextmanager

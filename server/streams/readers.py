@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,16 +47,6 @@ class Reader(AbstractContextManager["Reader"], Protocol):
         Raises `EntriesGone`, or `StoreError` where the store has it and cannot give it:
         the response itself goes on, and can be read from the same number later.
         """
-
-
-async def follow(reader: Reader) -> AsyncGenerator[Entry, None]:
-    """Yield all entries from the reader's place to the last; attached while it runs.
-
-    Use it under `aclosing`. Raises as `Reader.next` does.
-    """
-    with reader:
-        while (entry := await reader.next()) is not None:
-            yield entry
 
 
 class LiveReader:

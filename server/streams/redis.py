@@ -2,13 +2,16 @@
 
 The entry numbered n has the stream id `(n+1)-0`, for Redis has no `0-0`. Scripts make
 each response's write atomic and harmless to repeat. Every server renews a lease; who
-finds one expired ends what that server left running. What survives a restart of Redis
-itself is for its own persistence settings to say. Needs one Redis, not a cluster.
+finds one expired ends what that server left running, unless Redis was away within the
+time of a lease: then those that live may not have renewed theirs yet. What survives a
+restart of Redis itself is for its own persistence settings to say. Needs one Redis, not
+a cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,10 +54,14 @@ class Fixed(msgspec.Struct, frozen=True, kw_only=True):
 class RedisStore:
     """A `StreamStore` on redis.asyncio. Redis itself forgets what is older than the retention.
 
-    Mutable: the connections, and `_server`, set by `open`.
+    `clock` tells seconds that only rise. Mutable: the connections; `_server`, set by
+    `open`; `_there_since`, from when on Redis has answered and kept our lease, None while
+    it does not.
     """
 
-    def __init__(self, url: str, *, retention_seconds: float) -> None:
+    def __init__(
+        self, url: str, *, retention_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._redis: Any = Redis.from_url(
             url,
             socket_timeout=SOCKET_SECONDS,
@@ -63,6 +70,8 @@ class RedisStore:
         )
         self._retention = max(1, round(retention_seconds))
         self._server = ""
+        self._clock = clock
+        self._there_since: float | None = None
         self._write_script = self._redis.register_script(WRITE)
         self._end_script = self._redis.register_script(END)
 
@@ -71,7 +80,9 @@ class RedisStore:
         self._server = server
         with _failures():
             await self._renew()
-            return sum([await self._bury(each, now) for each in (server, *dead)])
+            ended = sum([await self._bury(each, now) for each in (server, *dead)])
+        self._there_since = self._clock()
+        return ended
 
     async def close(self) -> None:
         """As `StreamStore.close`."""
@@ -148,14 +159,26 @@ class RedisStore:
 
     async def sweep(self, *, now: float, retention_seconds: float) -> int:
         """As `StreamStore.sweep`; Redis deletes the old by itself."""
-        ended = 0
+        ended, since = 0, self._there_since
+        self._there_since = None  # for the case that this fails
         with _failures():
+            kept = await self._redis.exists(_lease(self._server))
             await self._renew()
-            for server in await self._redis.smembers(PREFIX + "servers"):
-                name = server.decode()
-                if not await self._redis.exists(_lease(name)):
-                    ended += await self._bury(name, now)
-                    await self._redis.srem(PREFIX + "servers", name)
+            if since is None or not kept:
+                since = self._clock()
+            if self._clock() - since >= LEASE_SECONDS:
+                ended = await self._bury_dead(now)
+        self._there_since = since
+        return ended
+
+    async def _bury_dead(self, now: float) -> int:
+        """End what servers without a lease left running."""
+        ended = 0
+        for server in await self._redis.smembers(PREFIX + "servers"):
+            name = server.decode()
+            if not await self._redis.exists(_lease(name)):
+                ended += await self._bury(name, now)
+                await self._redis.srem(PREFIX + "servers", name)
         return ended
 
     async def _renew(self) -> None:

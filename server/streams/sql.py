@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,6 +35,7 @@ from server.streams.store import (
     Write,
     final_state,
 )
+from server.streams.thread import WorkThread
 
 SWEEP_RESPONSES = 200
 """Responses deleted in one transaction, so that storing never waits for long."""
@@ -61,21 +61,24 @@ class SqlStore:
 
     def __init__(self, url: str | URL) -> None:
         self._url = make_url(url)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="stream-writer")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="stream-reader")
+        self._writer = WorkThread("stream-writer")
+        self._reader = WorkThread("stream-reader")
         self._writing = writing_engine(self._url)
         self._reading = reading_engine(self._url)
 
     async def open(self, *, server: str, dead: Sequence[str], now: float) -> int:
         """As `StreamStore.open`."""
-        return await _in(self._writer, lambda: self._open((server, *dead), now))
+        return await self._writer.run(lambda: self._open((server, *dead), now))
 
     async def close(self) -> None:
-        """As `StreamStore.close`."""
-        await _in(self._reader, self._reading.dispose)
-        await _in(self._writer, self._writing.dispose)
-        self._reader.shutdown(wait=False)
-        self._writer.shutdown(wait=False)
+        """As `StreamStore.close`; cancelled, it leaves the threads to end by themselves."""
+        try:
+            await asyncio.gather(
+                self._reader.run(self._reading.dispose), self._writer.run(self._writing.dispose)
+            )
+        finally:
+            self._reader.close()
+            self._writer.close()
 
     async def write(self, batch: Sequence[Write]) -> frozenset[str]:
         """As `StreamStore.write`."""
@@ -139,22 +142,14 @@ class SqlStore:
             with failures(), self._writing.begin() as connection:
                 return work(connection)
 
-        return await _in(self._writer, run)
+        return await self._writer.run(run)
 
     async def _select(self, wanted: Select[Any]) -> Sequence[RowMapping]:
         def run() -> Sequence[RowMapping]:
             with failures(), self._reading.connect() as connection:
                 return connection.execute(wanted).mappings().all()
 
-        return await _in(self._reader, run)
-
-
-async def _in(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
-    try:
-        running = asyncio.get_running_loop().run_in_executor(pool, work)
-    except RuntimeError as error:  # the pool was shut down
-        raise StoreError("closed") from error
-    return await running
+        return await self._reader.run(run)
 
 
 def _write(connection: Connection, batch: Sequence[Write]) -> frozenset[str]:

@@ -108,7 +108,7 @@ class StoreWriter:
     async def close(self, *, seconds: float) -> None:
         """Store the rest, within `seconds`, and stop."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), seconds)
+            await asyncio.wait_for(self.idle(), seconds)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
+from server.errors import unreadable
 from server.wire.chat_events import TokenBody
 
 ID_PREFIX = "resp_"
@@ -68,8 +69,11 @@ def encode(details: ResponseDetails) -> bytes:
 
 
 def decode(details: bytes) -> ResponseDetails:
-    """What `encode` wrote. Raises `msgspec.DecodeError`."""
-    return _decoder.decode(details)
+    """What `encode` wrote. Raises `ApiError` 410 for anything else."""
+    try:
+        return _decoder.decode(details)
+    except msgspec.DecodeError as error:
+        raise unreadable() from error
 
 
 class OutputText(Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
+from server.errors import unreadable
 from server.wire.chat_events import ChatProjection, ChatSummary
 from server.wire.common import Envelope, Projection, Summary
 from server.wire.completions_events import CompletionProjection, CompletionSummary
@@ -82,5 +83,8 @@ def encode(shape: AnyShape) -> bytes:
 
 
 def decode(details: bytes) -> AnyShape:
-    """The shape that `encode` wrote. Raises `msgspec.DecodeError`."""
-    return _decoder.decode(details)
+    """The shape that `encode` wrote. Raises `ApiError` 410 for anything else."""
+    try:
+        return _decoder.decode(details)
+    except msgspec.DecodeError as error:
+        raise unreadable() from error

@@ -20,8 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inference.scripted import Script, ScriptedEngine
 from inference.types import EngineState, Event, GenerationRequest
+from server.access.client import Client
 from server.app import ServedModel, create_app
-from server.auth import ApiKeys
+from server.auth import ApiKeys, why_not
 from server.logs import configure_logging
 from server.protocol import protocol_for
 from server.served import Edge
@@ -229,6 +230,12 @@ def captured_log(*, log_prompts: bool = False) -> Iterator[io.StringIO]:
     finally:
         root.handlers[:], root.level = handlers, level
         structlog.reset_defaults()
+
+
+def client_of(keys: ApiKeys, key: bytes) -> Client | None:
+    """Whose key it is; None when it is not accepted, or no longer."""
+    found = keys.find(key)
+    return found.client if found is not None and why_not(found) is None else None
 
 
 def frames(text: str) -> list[Any]:

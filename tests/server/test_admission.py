@@ -88,7 +88,7 @@ def test_a_place_is_given_back_whatever_happens() -> None:
                 raise error
         assert desk.admission.in_flight == 0
         assert desk.admission.backlog.waiting == desk.admission.backlog.started == 0
-        assert desk.admission.backlog.pending_tokens == 0
+        assert desk.admission.backlog._pending_tokens == 0
 
 
 def test_a_key_has_only_so_many_requests_at_once() -> None:
@@ -171,7 +171,7 @@ def test_copies_share_their_prompt() -> None:
     ticket = desk.ticket(client, tokens=90, copies=3)
     with ticket:
         assert desk.admission.backlog.waiting == 3
-        assert desk.admission.backlog.pending_tokens == 90
+        assert desk.admission.backlog._pending_tokens == 90
         for index in range(3):
             play(ticket, prompt=100, generated=2, index=index)
     assert (ticket.prompt_tokens, ticket.completion_tokens) == (100, 6)
@@ -245,7 +245,7 @@ def test_events_in_any_order_leave_nothing_behind(words: list[str]) -> None:
         for number, word in enumerate(words):
             ticket.observe(number % 2, events[word])
     backlog = desk.admission.backlog
-    assert backlog.waiting == backlog.started == backlog.pending_tokens == 0
+    assert backlog.waiting == backlog.started == backlog._pending_tokens == 0
     assert desk.admission.in_flight == 0
     ticket.observe(0, BEGIN)  # too late to matter
     assert backlog.started == 0

@@ -9,7 +9,7 @@ import pytest
 
 from server.auth import ApiKeys
 from server.keyfile import KeyFileError
-from tests.server.harness import run, serving
+from tests.server.harness import client_of, run, serving
 
 CLOSED = [
     ("GET", "/v1/models"),
@@ -97,11 +97,11 @@ def test_keys_are_read_one_a_line(tmp_path: Path) -> None:
     file.write_text("# the mill\nfirst\n\n  second  \n#third\n")
     keys = ApiKeys.load(file)
     assert len(keys) == 2
-    assert keys.client_of(b"first")
-    assert keys.client_of(b"second")
-    assert keys.client_of(b"third") is None
-    assert keys.client_of(b"#third") is None
-    assert keys.client_of(b"") is None
+    assert client_of(keys, b"first")
+    assert client_of(keys, b"second")
+    assert client_of(keys, b"third") is None
+    assert client_of(keys, b"#third") is None
+    assert client_of(keys, b"") is None
     assert "first" not in repr(vars(keys))
 
 

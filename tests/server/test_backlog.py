@@ -86,7 +86,7 @@ class Histories(RuleBasedStateMachine):
         stages = Counter(entry.stage for entry in self.entries)
         assert self.backlog.waiting == stages[Stage.WAITING]
         assert self.backlog.started == stages[Stage.PREFILLING] + stages[Stage.DECODING]
-        assert self.backlog.pending_tokens == sum(
+        assert self.backlog._pending_tokens == sum(
             entry.tokens
             for entry in self.entries
             if entry.stage in (Stage.WAITING, Stage.PREFILLING)

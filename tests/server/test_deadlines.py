@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.scripted import Hang, Rule, Script
-from inference.types import Accepted, Delta, Event, Finished, FinishReason, Started, Usage
+from inference.types import Accepted, Delta, Event, Finished, FinishReason, Queued, Started, Usage
 from server.deadlines import Clock, DeadlineExceeded, Phase, ResponseDeadlines, deadlined
 from server.settings import Settings
 from tests.server.harness import frames, run, serving
 
 TEXT = "/v1/completions"
 ACCEPTED = Accepted(prompt_tokens=1)
+QUEUED = Queued(position=1, expected_seconds=1.0)
 STARTED = Started(cached_tokens=0, queue_seconds=0.0)
 DELTA = Delta(text="a", tokens=(1,))
 FINISHED = Finished(
@@ -39,7 +40,7 @@ every = st.builds(
     response_seconds=seconds,
 )
 events = st.lists(
-    st.tuples(st.sampled_from([ACCEPTED, STARTED, DELTA, FINISHED]), st.floats(0.0, 10.0))
+    st.tuples(st.sampled_from([ACCEPTED, QUEUED, STARTED, DELTA, FINISHED]), st.floats(0.0, 10.0))
 )
 
 
@@ -52,10 +53,25 @@ def test_each_phase_has_its_deadline() -> None:
     assert clock.due(now=13.0) == (15.0, "first_token", 3.0)
     assert clock.observe(DELTA, now=14.0)
     assert clock.due(now=20.0) == (24.0, "between_tokens", 4.0)
-    assert not clock.observe(STARTED, now=21.0)  # it was preempted
     assert clock.due(now=109.0) == (110.0, "response", 100.0)
     assert clock.observe(FINISHED, now=109.5)
     assert clock.due(now=110.0) is None
+
+
+def test_a_preempted_sequence_is_waited_for_like_a_new_one() -> None:
+    clock = Clock(ALL, now=0.0)
+    for event in (STARTED, DELTA):
+        clock.observe(event, now=1.0)
+    assert clock.observe(QUEUED, now=10.0)
+    assert not clock.observe(QUEUED, now=11.0)  # its place has changed, no more
+    assert clock.due(now=11.0) == (12.0, "queue", 2.0)
+    assert clock.observe(STARTED, now=12.0)
+    assert clock.due(now=14.0) == (15.0, "first_token", 3.0)
+    assert clock.observe(QUEUED, now=13.0)  # once more, while its tokens are computed
+    assert clock.observe(DELTA, now=14.0)  # it had kept its lane
+    assert clock.due(now=14.0) == (18.0, "between_tokens", 4.0)
+    assert clock.observe(STARTED, now=15.0)  # too soon for a place
+    assert clock.due(now=15.0) == (18.0, "first_token", 3.0)
 
 
 @given(every, events)

@@ -21,7 +21,7 @@ from server.access.store import KeyStore
 from server.auth import ApiKeys, KeyFiles
 from server.keyfile import KeyFileError
 from server.settings import Settings
-from tests.server.harness import Running, captured_log, run, serving, until
+from tests.server.harness import Running, captured_log, client_of, run, serving, until
 
 TEXT = "/v1/completions"
 NOW = datetime.now(UTC)
@@ -351,7 +351,7 @@ def test_a_broken_store_keeps_the_keys_and_names_the_line(store: KeyStore) -> No
     with captured_log() as log:
         assert not keys.reload()
         assert not keys.reload()
-    assert keys.client_of(key.encode())
+    assert client_of(keys, key.encode())
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["keys_not_reloaded"] * 2
     assert "line 2" in lines[0]["reason"]
@@ -360,7 +360,7 @@ def test_a_broken_store_keeps_the_keys_and_names_the_line(store: KeyStore) -> No
     store.path.unlink()
     with captured_log():
         assert not keys.reload()
-    assert keys.client_of(key.encode())
+    assert client_of(keys, key.encode())
 
 
 def test_plain_keys_and_a_store_count_together(store: KeyStore, tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_plain_keys_and_a_store_count_together(store: KeyStore, tmp_path: Path) 
     plain = tmp_path / "plain"
     plain.write_text("sk-one\n")
     keys = ApiKeys(files=KeyFiles(plain=plain, store=store.path))
-    named, free = keys.client_of(key.encode()), keys.client_of(b"sk-one")
+    named, free = client_of(keys, key.encode()), client_of(keys, b"sk-one")
     assert named is not None
     assert free is not None
     assert named.scopes == {Scope.READ}
@@ -376,8 +376,8 @@ def test_plain_keys_and_a_store_count_together(store: KeyStore, tmp_path: Path) 
     assert free.limits == KeyLimits()
     plain.write_text("sk-two\n")
     assert keys.reload()
-    assert keys.client_of(b"sk-one") is None
-    assert keys.client_of(b"sk-two")
+    assert client_of(keys, b"sk-one") is None
+    assert client_of(keys, b"sk-two")
 
 
 def test_a_store_without_a_key_opens_nothing(store: KeyStore) -> None:
@@ -385,4 +385,4 @@ def test_a_store_without_a_key_opens_nothing(store: KeyStore) -> None:
     store.path.chmod(0o600)
     keys = ApiKeys(files=KeyFiles(store=store.path))
     assert len(keys) == 0
-    assert keys.client_of(b"") is None
+    assert client_of(keys, b"") is None

@@ -171,3 +171,18 @@ def test_finishing_comes_after_the_drain_and_once() -> None:
             await life.finish(nobody, responses=Responses(), seconds=0.0)
 
     run(scenario())
+
+
+def test_a_drain_that_the_end_overtakes_is_over() -> None:
+    async def scenario() -> None:
+        life = lifecycle()
+        async with life.running():
+            life.drain()
+            responses = Responses(running=1)
+            finishing = asyncio.create_task(life.finish(nobody, responses=responses, seconds=LONG))
+            await asyncio.sleep(0)
+        life.hurry()
+        assert await finishing == 0
+        assert responses.ended == []
+
+    run(scenario())

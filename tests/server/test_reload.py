@@ -10,7 +10,7 @@ from server.admission import Admission
 from server.auth import ApiKeys
 from server.reload import Reload
 from server.settings import Settings, load_settings
-from tests.server.harness import captured_log
+from tests.server.harness import captured_log, client_of
 
 BEFORE = Settings(max_requests=5)
 
@@ -55,4 +55,4 @@ def test_a_broken_file_changes_nothing_and_is_named(tmp_path: Path) -> None:
     (line,) = [json.loads(x) for x in log.getvalue().splitlines() if "settings" in x]
     assert line["level"] == "error"
     assert "line 2" in line["reason"]
-    assert keys.client_of(b"one")
+    assert client_of(keys, b"one")

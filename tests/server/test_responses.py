@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +307,28 @@ def test_nobody_learns_of_one_that_was_stopped_before_it_began() -> None:
         assert frames(await sent(Pages([end]), view_of()))[-1]["response"]["status"] == "cancelled"
 
     run(scenario())
+
+
+def test_what_another_release_stored_is_named_so(tmp_path: Path) -> None:
+    settings = keeping(tmp_path)
+
+    async def made() -> str:
+        async with serving(SCRIPT, settings=settings) as server, client_of(server) as ask:
+            answer = await ask.post("/v1/responses", json=asked("weather"))
+            return str(answer.json()["id"])
+
+    async def unreadable(response_id: str) -> None:
+        async with serving(SCRIPT, settings=settings) as server, client_of(server) as ask:
+            path = f"/v1/responses/{response_id}"
+            for url in (path, f"{path}/input_items", f"{path}?stream=true"):
+                answer = await ask.get(url)
+                assert answer.status_code == 410
+                assert answer.json()["error"]["code"] == "response_unreadable"
+            native = f"/v1/streams/{response_id}"
+            assert (await ask.get(f"{native}/events")).status_code == 200
+            assert (await ask.delete(native)).status_code == 200
+
+    response_id = run(made())
+    with closing(sqlite3.connect(tmp_path / "streams.db")) as other, other:
+        other.execute("UPDATE stream_responses SET details = x'c1'")
+    run(unreadable(response_id))

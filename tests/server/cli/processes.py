@@ -112,7 +112,7 @@ class Terminal:
 
     def type(self, text: str) -> None:
         """Type a line."""
-        self.write(text + "\n")
+        os.write(self.master, f"{text}\n".encode())
 
     def press(self, key: str) -> None:
         """Press Ctrl and this key; the terminal makes a signal or an end of file of it."""

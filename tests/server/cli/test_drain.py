@@ -6,12 +6,18 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
 
+from inference.scripted import Script, ScriptedEngine
+from server.cli.hosting import _Stop
+from server.lifecycle import Lifecycle
+from server.systemd import Notifier
 from tests.server.cli.processes import Serving, serving, started
+from tests.server.harness import run
 from tests.server.reading import CHAT, ID_HEADER, RESUMABLE, STREAMS, chat
 
 HANGS = '[[rules]]\nreply = "one two three"\nfault = { kind = "hang", after_tokens = 4 }\n'
@@ -85,3 +91,23 @@ def test_a_data_directory_that_cannot_be_used_is_said_at_once(tmp_path: Path) ->
     assert process.returncode == 2
     assert "HEADRACE_DATA_DIR" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_server_ends_however_the_drain_goes(ended: bool) -> None:
+    async def scenario() -> None:
+        life = Lifecycle(ScriptedEngine(Script()))
+        if ended:
+            async with life.running():
+                pass
+        server = SimpleNamespace(should_exit=False)
+        edge = SimpleNamespace(lifecycle=life)  # its streams are not open
+        stop = _Stop(server, edge, Notifier(None))  # type: ignore[arg-type]
+        if ended:
+            await stop._drain(0.0)
+        else:
+            with pytest.raises(AttributeError):
+                await stop._drain(0.0)
+        assert server.should_exit
+
+    run(scenario())

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from inference.types import Accepted, Delta, Event, Finished, FinishReason, Started, Usage
 from server.streams.events import Entry, Sequenced, State, Terminal, decode, encode
 from server.streams.metrics import StreamMetrics
+from server.streams.readers import Reader
 from server.streams.store import PAGE_ENTRIES, PAGE_RECORDS, Record, StoreError, Write, final_state
 from server.streams.writer import StoreWriter
 
@@ -209,6 +210,13 @@ class Tap:
                 yield event
         finally:
             self.closed.set()
+
+
+async def follow(reader: Reader) -> AsyncGenerator[Entry, None]:
+    """All entries from the reader's place to the last; attached while it runs."""
+    with reader:
+        while (entry := await reader.next()) is not None:
+            yield entry
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -9,8 +9,7 @@ import pytest
 from server.settings import Settings
 from server.streams.events import Incomplete, State, decode
 from server.streams.opening import open_streams
-from server.streams.readers import follow
-from tests.server.streams.parts import stream_metrics
+from tests.server.streams.parts import follow, stream_metrics
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Executor, Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,16 +64,14 @@ LIMITS = LogLimits(
 )
 
 
-class Inline(Executor):
-    """Runs at once, on the event loop's own thread, so that examples can be repeated."""
+class Inline:
+    """A `WorkThread` that has no thread: work is done at once."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+    async def run(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+    def close(self) -> None:
+        pass
 
 
 class Flaky:

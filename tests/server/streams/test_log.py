@@ -16,6 +16,7 @@ from tests.server.streams.parts import (
     MemoryStore,
     at,
     delta,
+    follow,
     record,
     until,
     writer_of,
@@ -66,7 +67,7 @@ def grow(log: EventLog, count: int) -> None:
 
 
 async def numbers(log: EventLog, after: int = -1) -> list[int]:
-    async with aclosing(log.follow(after)) as entries:
+    async with aclosing(follow(log.reader(after=after))) as entries:
         return [entry.number async for entry in entries]
 
 
@@ -134,7 +135,7 @@ async def test_closing_a_follower_detaches_it() -> None:
     log.append(at(OPENING[0]))
     changes = []
     log.on_readers = lambda: changes.append(log.readers)
-    entries = log.follow()
+    entries = follow(log.reader())
     assert (await anext(entries)).number == 0
     await entries.aclose()
     assert changes == [1, 0]

@@ -1,3 +1,5 @@
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,16 @@ from server.streams.instance import DataDirError
 from server.streams.opening import check_data_dir, open_streams, store_of
 from server.streams.redis import RedisStore
 from server.streams.sql import SqlStore
-from tests.server.streams.parts import FINISHED, OPENING, Tap, sample, stream_metrics, until
+from tests.server.streams.parts import (
+    FINISHED,
+    OPENING,
+    Tap,
+    follow,
+    sample,
+    store_fails,
+    stream_metrics,
+    until,
+)
 from tests.server.streams.redisserver import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +32,7 @@ async def run_one(settings: Settings) -> str:
         live = registry.create(tap, owner="ada", kind="responses", stored=True, detach_seconds=60.0)
         tap.give(*OPENING, FINISHED)
         tap.end()
-        assert [entry.number async for entry in live.log.follow()] == [0, 1, 2, 3]
+        assert [entry.number async for entry in follow(live.log.reader())] == [0, 1, 2, 3]
         return live.id
 
 
@@ -86,10 +97,29 @@ async def test_streams_work_while_the_store_cannot_be_opened(tmp_path: Path) -> 
         live = registry.create(tap, owner="ada", kind="responses", stored=True, detach_seconds=60.0)
         tap.give(*OPENING, FINISHED)
         tap.end()
-        assert [entry.number async for entry in live.log.follow()] == [0, 1, 2, 3]
+        assert [entry.number async for entry in follow(live.log.reader())] == [0, 1, 2, 3]
         assert sample(samples, "stream_store_failures_total", reason="corrupt") >= 1
         (tmp_path / "streams.db").unlink()
         await live.log.settled()
+
+
+async def test_a_store_that_does_not_close_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics, _ = stream_metrics()
+    release = threading.Event()
+    async with open_streams(Settings(data_dir=tmp_path), metrics=metrics) as registry:
+        assert registry._storage is not None
+        store = registry._storage.store
+        assert isinstance(store, SqlStore)
+        await registry._storage.writer.idle()
+        stuck = asyncio.create_task(store._reader.run(release.wait))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(opening, "CLOSE_SECONDS", 0.01)
+    release.set()
+    assert await stuck
+    with store_fails("closed"):
+        await store.find("a")
 
 
 async def test_an_unusable_data_directory_is_an_error_at_once(tmp_path: Path) -> None:

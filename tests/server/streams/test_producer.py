@@ -25,6 +25,7 @@ from tests.server.streams.parts import (
     Tap,
     at,
     delta,
+    follow,
     record,
     until,
     writer_of,
@@ -60,7 +61,7 @@ class Rig:
         )
 
     async def read(self) -> list[LogEvent]:
-        return [entry.event async for entry in self.log.follow()]
+        return [entry.event async for entry in follow(self.log.reader())]
 
     async def run(self) -> list[LogEvent]:
         self.producer.start()

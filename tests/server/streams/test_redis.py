@@ -1,5 +1,7 @@
 import asyncio
 import secrets
+import time
+from collections.abc import Callable
 
 import pytest
 from redis import Redis
@@ -29,8 +31,24 @@ def is_stored(log: EventLog) -> bool:
     return log.storing is Storing.ON
 
 
-async def opened(redis: RedisServer, server: str, *, retention_seconds: float = 60) -> RedisStore:
-    store = RedisStore(redis.url, retention_seconds=retention_seconds)
+class Clock:
+    """Seconds that only a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def opened(
+    redis: RedisServer,
+    server: str,
+    *,
+    retention_seconds: float = 60,
+    clock: Callable[[], float] = time.monotonic,
+) -> RedisStore:
+    store = RedisStore(redis.url, retention_seconds=retention_seconds, clock=clock)
     await store.open(server=server, dead=(), now=1.0)
     return store
 
@@ -107,17 +125,20 @@ async def test_a_redis_that_is_full_says_so(own_redis: RedisServer) -> None:
 
 
 async def test_a_server_that_lets_its_lease_run_out_is_dead(
-    shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+    shared_redis: RedisServer,
 ) -> None:
     dead, alive = secrets.token_hex(4), secrets.token_hex(4)
     theirs = await opened(shared_redis, dead)
     left = record(secrets.token_hex(8), server=dead)
     await theirs.write([a_write(left, 0, at(OPENING[0]), known=False)])
-    ours = await opened(shared_redis, alive)
+    clock = Clock()
+    ours = await opened(shared_redis, alive, clock=clock)
     assert await ours.sweep(now=50.0, retention_seconds=60) == 0
     with Redis.from_url(shared_redis.url) as plain:
         assert 0 < plain.ttl(f"{PREFIX}lease:{dead}") <= streams_redis.LEASE_SECONDS
         plain.delete(f"{PREFIX}lease:{dead}")  # as its time to live does
+    assert await ours.sweep(now=50.0, retention_seconds=60) == 0  # we have just come
+    clock.now += streams_redis.LEASE_SECONDS
     assert await ours.sweep(now=50.0, retention_seconds=60) == 1
     assert await ours.find(left.id) == ended(left, State.INCOMPLETE, 50.0)
     assert [entry.event for entry in await ours.entries(left.id, after=0)] == [
@@ -125,6 +146,35 @@ async def test_a_server_that_lets_its_lease_run_out_is_dead(
     ]
     # It was not dead but slow: it learns that its response is not its own any more.
     assert await theirs.write([a_write(left, 1, at(OPENING[1]))]) == {left.id}
+    await theirs.close()
+    await ours.close()
+
+
+@pytest.mark.parametrize("lost", ["answer", "leases"])
+async def test_after_an_absence_of_redis_others_have_time_to_come_back(
+    own_redis: RedisServer, lost: str
+) -> None:
+    clock = Clock()
+    theirs, ours = await opened(own_redis, "theirs"), await opened(own_redis, "ours", clock=clock)
+    left = record("resp_1", server="theirs")
+    await theirs.write([a_write(left, 0, at(OPENING[0]), known=False)])
+    clock.now += 100.0
+    assert await ours.sweep(now=50.0, retention_seconds=60) == 0
+    if lost == "answer":
+        own_redis.stop()
+        with store_fails("unavailable"):
+            await ours.sweep(now=50.0, retention_seconds=60)
+        own_redis.start()
+    with Redis.from_url(own_redis.url) as plain:
+        names = ("theirs", "ours") if lost == "leases" else ("theirs",)
+        plain.delete(*(f"{PREFIX}lease:{name}" for name in names))
+    for _ in range(3):
+        assert await ours.sweep(now=50.0, retention_seconds=60) == 0
+        clock.now += streams_redis.LEASE_SECONDS / 3
+    assert await theirs.sweep(now=50.0, retention_seconds=60) == 0  # it lives, and says so
+    clock.now += 100.0
+    assert await ours.sweep(now=50.0, retention_seconds=60) == 0
+    assert await theirs.write([a_write(left, 1, at(OPENING[1]))]) == frozenset()
     await theirs.close()
     await ours.close()
 

@@ -12,7 +12,7 @@ from server.streams.live import (
     TooManyResponses,
     UnknownResponse,
 )
-from server.streams.readers import AfterTheLog, EntriesGone, Reader, follow
+from server.streams.readers import AfterTheLog, EntriesGone, Reader
 from server.streams.registry import Registry
 from server.streams.store import StoreError, Write
 from server.streams.storing import Storing
@@ -22,6 +22,7 @@ from tests.server.streams.parts import (
     MemoryStore,
     Tap,
     at,
+    follow,
     record,
     sample,
     stream_metrics,
@@ -337,7 +338,7 @@ async def test_drained_waits_for_the_last(rig: Rig) -> None:
     assert not waiting.done()
     assert rig.registry.end_all(Incomplete(reason="drain_deadline")) == 1
     await waiting
-    assert [entry.event async for entry in live.log.follow()] == [
+    assert [entry.event async for entry in follow(live.log.reader())] == [
         Incomplete(reason="drain_deadline")
     ]
     assert rig.registry.end_all(Completed()) == 0

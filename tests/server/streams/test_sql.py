@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import event, exc
+from sqlalchemy import event, exc, make_url
 
 from server.streams import database
-from server.streams.database import sqlite_url, writing_engine
+from server.streams.database import (
+    POSTGRESQL_TIMEOUTS,
+    connect_timeouts,
+    sqlite_url,
+    writing_engine,
+)
 from server.streams.events import Completed, State, encode
 from server.streams.schema import VERSION_TABLE, metadata, migrate
 from server.streams.sql import SWEEP_RESPONSES, SqlStore
@@ -164,6 +169,14 @@ async def test_one_flush_is_one_transaction(path: Path) -> None:
         event.listen(store._writing, "commit", commits.append)
         await store.write([each for i in range(50) for each in writes(f"{i}")])
         assert len(commits) == 1
+
+
+async def test_postgresql_is_not_waited_for_without_end() -> None:
+    given = connect_timeouts(make_url("postgresql+psycopg://db/x"))
+    assert given == POSTGRESQL_TIMEOUTS
+    own = connect_timeouts(make_url("postgresql+psycopg://db/x?connect_timeout=2"))
+    assert set(given) - set(own) == {"connect_timeout"}
+    assert connect_timeouts(make_url("postgresql+pg8000://db/x")) == {}
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from server.settings import Settings
 from server.streams.events import Sequenced, encode
 from server.streams.live import Live
 from server.streams.opening import open_streams
-from tests.server.streams.parts import OPENING, at, delta, stream_metrics
+from tests.server.streams.parts import OPENING, at, delta, follow, stream_metrics
 
 
 async def talking() -> AsyncGenerator[Sequenced, None]:
@@ -27,7 +27,7 @@ async def talking() -> AsyncGenerator[Sequenced, None]:
 
 
 async def read(live: Live) -> None:
-    async for entry in live.log.follow():
+    async for entry in follow(live.log.reader()):
         print(live.id, entry.number, encode(entry.event).hex(), flush=True)
 
 
