@@ -57,7 +57,7 @@ class Plan:
     setting: EngineSetting
     batches: tuple[int, ...] = BATCHES
     rounds: int = 3
-    served_target_seconds: float = 0.2
+    served_target_seconds: float = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

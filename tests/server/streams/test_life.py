@@ -152,6 +152,7 @@ class Life(RuleBasedStateMachine):
     readers = Bundle("readers")
 
     def make_store(self) -> StreamStore:
+        """The machines below have one each; this one is never run by itself."""
         raise NotImplementedError
 
     @initialize(coalesce_seconds=st.sampled_from([0.0, 0.0, 60.0]))
