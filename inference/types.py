@@ -13,7 +13,7 @@ tokens.
 from __future__ import annotations
 
 import enum
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -27,12 +27,35 @@ class Value(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the plain values below: immutable, compared by content."""
 
 
+class ToolCall(Value, frozen=True, kw_only=True):
+    """A call that the model made earlier; `arguments` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatMessage(Value, frozen=True, kw_only=True):
-    """One message as the chat template sees it."""
+    """One message as the chat template sees it.
+
+    An assistant's may have `tool_calls` and the `reasoning` that came before its content;
+    the result of a call has the role `tool` and names the call by `tool_call_id`.
+    """
 
     role: str
     content: str
     name: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+class Tool(Value, frozen=True, kw_only=True):
+    """A function that the model may call; `parameters` is a JSON schema as text."""
+
+    name: str
+    description: str = ""
+    parameters: str = "{}"
 
 
 class TextPrompt(Value, frozen=True, kw_only=True, tag="text"):
@@ -49,13 +72,16 @@ class TokensPrompt(Value, frozen=True, kw_only=True, tag="tokens"):
 
 
 class ChatPrompt(Value, frozen=True, kw_only=True, tag="chat"):
-    """Messages for the model's own chat template.
+    """Messages and tools for the model's own chat template.
 
     `add_generation_prompt` opens the assistant's turn, as a chat completion needs.
+    `variables` are further names that the template may look at, such as `enable_thinking`.
     """
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
     add_generation_prompt: bool = True
+    variables: tuple[tuple[str, bool | int | float | str], ...] = ()
 
 
 Prompt: TypeAlias = TextPrompt | TokensPrompt | ChatPrompt
@@ -85,6 +111,48 @@ class SamplingParams(Value, frozen=True, kw_only=True):
 
 PENALTY_WINDOW = 64
 
+
+class JsonSchema(Value, frozen=True, kw_only=True, tag="json_schema"):
+    """A JSON value that the schema, a JSON text, accepts."""
+
+    schema: str
+
+
+class Regex(Value, frozen=True, kw_only=True, tag="regex"):
+    """The whole text matches the pattern, anchored at both ends."""
+
+    pattern: str
+
+
+class Choice(Value, frozen=True, kw_only=True, tag="choice"):
+    """The whole text is one of the options."""
+
+    options: tuple[str, ...]
+
+
+class Grammar(Value, frozen=True, kw_only=True, tag="grammar"):
+    """The text follows a context-free grammar: llguidance's Lark, or llama.cpp's GBNF."""
+
+    syntax: Literal["lark", "gbnf"]
+    text: str
+
+
+Constraint: TypeAlias = JsonSchema | Regex | Choice | Grammar
+"""What a generated text must be; no token is drawn that would make it impossible."""
+
+
+class Thinking(Value, frozen=True, kw_only=True):
+    """How a model marks its reasoning, and how many tokens it may spend on it.
+
+    At `budget_tokens` the end mark is written for it; None leaves it its time. A constraint
+    holds from behind the end mark on.
+    """
+
+    start: str
+    end: str
+    budget_tokens: Annotated[int, Meta(ge=0)] | None = None
+
+
 StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_MAX_CHARS)]
 
 
@@ -95,7 +163,7 @@ class GenerationRequest(Value, frozen=True, kw_only=True):
     hold back the end-of-generation tokens (and, up to `min_tokens`, the stop strings).
     `logprobs` None sends none, 0 the chosen token's, n also the n most likely ones,
     computed from the raw logits before any filter. `client` is who asked, for fair
-    shares; a higher `priority` goes first.
+    shares; a higher `priority` goes first. `constraint` bounds what may be generated.
     """
 
     id: str
@@ -106,15 +174,18 @@ class GenerationRequest(Value, frozen=True, kw_only=True):
     ignore_eos: bool = False
     stop: Annotated[tuple[StopString, ...], Meta(max_length=STOP_MAX_STRINGS)] = ()
     logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    constraint: Constraint | None = None
+    thinking: Thinking | None = None
     client: str = ""
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
 
 
 class FinishReason(enum.StrEnum):
-    """Why a generation ended: the model's or a stop string's end, or a limit."""
+    """Why a generation ended: the model's or a stop string's end, a limit, or calls to make."""
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 class TopLogprob(Value, frozen=True, kw_only=True):
@@ -135,17 +206,25 @@ class TokenLogprob(Value, frozen=True, kw_only=True):
 
 
 class Usage(Value, frozen=True, kw_only=True):
-    """Tokens read and written; `cached_tokens` of the prompt needed no prefill."""
+    """Tokens read and written; `cached_tokens` of the prompt needed no prefill.
+
+    `reasoning_tokens` are those of the completion that were reasoning.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Accepted(Value, frozen=True, kw_only=True, tag="accepted"):
-    """Valid, tokenized and queued. Errors of the request itself come instead of this."""
+    """Valid, tokenized and queued. Errors of the request itself come instead of this.
+
+    `thinking`: the prompt ends inside the reasoning, so it begins without its start mark.
+    """
 
     prompt_tokens: int
+    thinking: bool = False
 
 
 class Queued(Value, frozen=True, kw_only=True, tag="queued"):
@@ -177,16 +256,33 @@ class Restarted(Value, frozen=True, kw_only=True, tag="restarted"):
     paused_seconds: float
 
 
+class ToolCallDelta(Value, frozen=True, kw_only=True):
+    """A piece of a tool call; calls are numbered from 0.
+
+    The first piece of a call has its `id` and its whole `name`, the others only more of
+    `arguments`, which together are a JSON object.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
 class Delta(Value, frozen=True, kw_only=True, tag="delta"):
     """Newly generated tokens and the text that became certain with them.
 
     `text` may be empty: part of a character or of a possible stop string is held
-    back. `logprobs`, when asked for, has one entry for each of `tokens`.
+    back. `logprobs`, when asked for, has one entry for each of `tokens`. An engine knows
+    only text; `inference.dialects` tells `reasoning` and tool `calls` from it. Within one
+    delta, reasoning comes first, then text, then calls.
     """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
+    reasoning: str = ""
+    calls: tuple[ToolCallDelta, ...] = ()
 
 
 class Finished(Value, frozen=True, kw_only=True, tag="finished"):
@@ -201,7 +297,13 @@ Event: TypeAlias = Accepted | Queued | Started | Restarted | Delta | Finished
 
 
 class ModelInfo(Value, frozen=True, kw_only=True):
-    """What is loaded, as the start-up lines and `/v1/models` show it."""
+    """What is loaded, as the start-up lines and `/v1/models` show it.
+
+    `dialect` is how it writes tool calls, a name of `inference.dialects`, and `thinking`
+    the start and end marks of its reasoning, where it has any. `embedding_length` is the
+    length of its vectors where it makes them, 0 where it generates text; `reranks` where
+    it scores a query against a document instead.
+    """
 
     id: str
     description: str
@@ -218,6 +320,10 @@ class ModelInfo(Value, frozen=True, kw_only=True):
     lanes: int
     cache_tokens: int
     threads: int
+    dialect: str = "generic"
+    thinking: tuple[str, str] | None = None
+    embedding_length: int = 0
+    reranks: bool = False
 
 
 class EngineStats(Value, frozen=True, kw_only=True):
