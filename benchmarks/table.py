@@ -41,6 +41,12 @@ from benchmarks.workloads import WORKLOADS
 
 PROFILE = "near-lossless"
 QUICK_SECONDS = 5.0
+FLAGS = {
+    "headrace": "both sides of Headrace",
+    "tuned": "the tuned side, after those",
+    "llama": "llama-server",
+    "vllm": "vLLM",
+}
 
 Tell = Callable[[str], None]
 
@@ -115,12 +121,14 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument("--rows", metavar="NAME,NAME", help=f"({','.join(r.name for r in ROWS)})")
     parser.add_argument("--duration", type=float, metavar="S", help="open loops: of arrivals")
-    parser.add_argument("--profile", default=PROFILE, metavar="NAME", help=f"({PROFILE})")
+    parser.add_argument("--profile", default=PROFILE, metavar="NAME", help=f"tuned ({PROFILE})")
     parser.add_argument("--no-tuned", action="store_true", help="the same file only")
     parser.add_argument("--no-vllm", action="store_true", help="beside llama-server only")
     parser.add_argument("--vllm-model", metavar="DIR", help="(what build_vllm_peer made)")
-    for name in ("headrace", "llama", "vllm"):
-        parser.add_argument(f"--{name}-flags", type=words, default=(), metavar="'...'")
+    for name, whose in FLAGS.items():
+        parser.add_argument(
+            f"--{name}-flags", type=words, default=(), metavar="'...'", help=f"added: {whose}"
+        )
     parser.add_argument("--start-timeout", type=float, default=900.0, metavar="S")
     parser.set_defaults(run=_run)
 
@@ -219,7 +227,9 @@ class _Choice:
 
     async def _tuned(self) -> Side:
         """Headrace on its profile, started once to see whether there is one."""
-        flags = ("--profile", self._options.profile, *self._options.headrace_flags)
+        options = self._options
+        added = (*options.headrace_flags, *options.tuned_flags)
+        flags = ("--profile", options.profile, *added)
         side = Side(label=TUNED, peer="headrace", model=self._model, flags=flags)
         launch = find_peer(side.peer)(self._setting(side))
         async with running(launch, log=self._scratch / "profile.log"):

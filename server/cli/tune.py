@@ -18,16 +18,21 @@ from server.cli.errors import CommandError
 if TYPE_CHECKING:  # `headrace tune --help` should not wait for these
     from inference.llamacpp.tuning.plan import Options
     from inference.llamacpp.tuning.profile import Profile
+    from inference.llamacpp.tuning.search import Search
     from models import LocalModel
 
 BUSY = 0.5
 """Load a processor from which on figures may say more about the neighbours."""
 
 EPILOG = (
-    "Speed is the geometric mean of prefill, one stream and sixteen streams, relative to the "
-    "original; quality is the mean KL divergence of next-token distributions on a shipped "
-    "text. docs/tuning.md explains both."
+    "Speed is a geometric mean of prefill, one stream and sixteen streams, relative to the "
+    "original: of all three alike (even), of one stream first (latency), of prefill and sixteen "
+    "streams (throughput). Quality is the mean KL divergence of next-token distributions on a "
+    "shipped text. docs/tuning.md explains both."
 )
+
+MEASURING = ("quick", "formats", "rounds", "threads")
+"""Options that say how to measure."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,6 +52,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--formats", metavar="A,B", help="the formats to try")
     parser.add_argument("--rounds", type=_count, metavar="N", help="rounds of measurement")
     parser.add_argument("--threads", type=_counts, metavar="N,N", help="thread counts to try")
+    parser.add_argument(
+        "--weights-only",
+        action="store_true",
+        help="make the weights that the profile lacks, measure nothing",
+    )
     parser.add_argument("--gpu-layers", type=int, default=-1, metavar="N", help="as for serve")
     parser.add_argument("--out", type=Path, metavar="FILE.svg", help="where the plot goes")
     parser.add_argument("--offline", action="store_true", help="never download the model")
@@ -60,10 +70,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.out is not None and not arguments.out.absolute().parent.is_dir():
         raise CommandError(f"--out {arguments.out}: there is no such directory")
+    for name in MEASURING if arguments.weights_only else ():
+        if getattr(arguments, name):
+            raise CommandError(f"--{name}: --weights-only measures nothing")
     try:
         options = _options(arguments)
         model = resolve(arguments.model, offline=arguments.offline)
-        profile, path = _tune(model, options)
+        search, path = _search(model, options)
+        if arguments.weights_only:
+            profile = search.maker.complete()
+        else:
+            _warn_if_busy()
+            profile = search.tune()
     except ModelError as error:
         raise CommandError(f"{arguments.model}: {error}") from None
     except TuningError as error:
@@ -93,8 +111,8 @@ def _options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def _tune(model: LocalModel, options: Options) -> tuple[Profile, Path]:
-    """The new profile, and where it was written."""
+def _search(model: LocalModel, options: Options) -> tuple[Search, Path]:
+    """What would tune the model, and where the profile is, or will be."""
     from inference.llamacpp.tuning.memory import available_bytes
     from inference.llamacpp.tuning.places import TuningPlaces
     from inference.llamacpp.tuning.plan import Original
@@ -105,9 +123,6 @@ def _tune(model: LocalModel, options: Options) -> tuple[Profile, Path]:
 
     places = TuningPlaces.beside(default_places())
     key = key_of(places.fingerprint(model.path, progress=True), gpu_layers=options.gpu_layers)
-    load, processors = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if load > BUSY * processors:
-        _say(f"this machine is busy (load {load:.1f}): figures will scatter")
     search = Search(
         original=Original.read(model.id, model.path),
         key=key,
@@ -117,7 +132,13 @@ def _tune(model: LocalModel, options: Options) -> tuple[Profile, Path]:
         say=_say,
         memory_bytes=available_bytes(),
     )
-    return search.tune(), places.profile(key)
+    return search, places.profile(key)
+
+
+def _warn_if_busy() -> None:
+    load, processors = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > BUSY * processors:
+        _say(f"this machine is busy (load {load:.1f}): figures will scatter")
 
 
 def _show(arguments: argparse.Namespace, profile: Profile, path: Path) -> None:
@@ -132,8 +153,8 @@ def _show(arguments: argparse.Namespace, profile: Profile, path: Path) -> None:
         raise CommandError(f"the plot {out}: {error.strerror}; the profile is written") from None
     print(table(profile), "", choices(profile), "", sep="\n")
     print(f"profile  {path}", f"plot     {out}", sep="\n")
-    if (offer := profile.best_offer()) is not None:
-        print(f"use it   headrace serve --model {escape(arguments.model)} --profile {offer[0]}")
+    for offer in profile.offers():
+        print(f"use it   headrace serve --model {escape(arguments.model)} --profile {offer.name}")
 
 
 def _say(line: str) -> None:

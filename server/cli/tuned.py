@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.llamacpp.tuning.choice import Candidate
-from inference.llamacpp.tuning.errors import TuningError
+from inference.llamacpp.tuning.choice import CHOICES, PREFERENCES, Candidate
+from inference.llamacpp.tuning.errors import TuningError, WeightsMissing
 from inference.llamacpp.tuning.formats import ORIGINAL
 from inference.llamacpp.tuning.places import TuningPlaces
 from inference.llamacpp.tuning.profile import Key, Profile, read_profile
@@ -21,6 +22,9 @@ from server.settings import Settings
 
 WORTH_SAYING = 1.05
 """Start-up mentions a profile from this score on."""
+
+FOR_WHOM: Mapping[str, str] = {"latency": " for one user", "throughput": " for many users"}
+"""What a score under a preference holds for; that of the usual one holds for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ def weights_for(settings: Settings, model: LocalModel) -> Served:
         path=path,
         threads=settings.threads or candidate.trial.threads,
         batch_tokens=candidate.trial.batch_tokens if left_open else settings.batch_tokens,
-        words=f"{settings.profile}, {_weights_words(profile, candidate)}",
+        words=f"{settings.profile}, {_weights_words(profile, settings.profile, candidate)}",
     )
 
 
@@ -88,8 +92,9 @@ def machine_words(machine: Machine, *, gpu_layers: int, usable: int) -> str:
 
 
 def use_profile(settings: Settings, model: LocalModel) -> tuple[Profile, Path]:
-    """The model's profile, and the file that its class serves. Raises `CommandError`."""
+    """The model's profile, and the file that is to be served. Raises `CommandError`."""
     name, gpu_layers = settings.profile, settings.gpu_layers
+    command = f"headrace tune {shlex.quote(settings.model)}"
     places = TuningPlaces.beside(default_places())
     try:
         key = key_of(places.fingerprint(model.path, progress=True), gpu_layers=gpu_layers)
@@ -98,9 +103,11 @@ def use_profile(settings: Settings, model: LocalModel) -> tuple[Profile, Path]:
             raise TuningError(f"{model.id} has no tuned profile for this machine yet")
         weights = profile.weights_of(profile.chosen(name))
         path = model.path if weights is None else places.verified(weights)
-    except TuningError as error:
-        remedy = f"`headrace tune {shlex.quote(settings.model)}` makes one"
+    except WeightsMissing as error:
+        remedy = f"`{command} --weights-only` makes the missing file"
         raise CommandError(f"--profile {name}: {error}; {remedy}") from None
+    except TuningError as error:
+        raise CommandError(f"--profile {name}: {error}; `{command}` makes one") from None
     return profile, path
 
 
@@ -115,17 +122,23 @@ def offer(model: LocalModel, *, gpu_layers: int) -> str | None:
         profile = read_profile(places.profile(key), key)
     except TuningError:
         return None  # serving the original does not depend on it
-    found = None if profile is None else profile.best_offer()
-    if found is None or found[1].score < WORTH_SAYING:
+    if profile is None:
         return None
-    name, candidate = found
-    return f"original; a tuned profile is {candidate.score:.1f} times as fast: --profile {name}"
+    worth = [
+        f"--profile {each.name} ({each.score:.1f} times{FOR_WHOM.get(each.preference, '')})"
+        for each in profile.offers()
+        if each.score >= WORTH_SAYING
+    ]
+    return f"original; faster here: {', '.join(worth)}" if worth else None
 
 
-def _weights_words(profile: Profile, candidate: Candidate) -> str:
+def _weights_words(profile: Profile, name: str, candidate: Candidate) -> str:
     if candidate.trial.format == ORIGINAL:
         return f"the original {profile.quantization}: no other format is faster inside its bound"
+    _, preference = CHOICES[name]
+    score = PREFERENCES[preference].score(candidate)
     return (
         f"{candidate.trial.format} made from {profile.quantization}, "
-        f"mean KL {candidate.quality.divergence:.4f}, {candidate.score:.1f} times as fast"
+        f"mean KL {candidate.quality.divergence:.4f}, "
+        f"{score:.1f} times as fast{FOR_WHOM.get(preference, '')}"
     )

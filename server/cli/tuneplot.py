@@ -1,4 +1,4 @@
-"""Speed against quality as one SVG: a point a candidate, a line a class bound."""
+"""Speed against quality as one SVG: a point a candidate and preference, a line a class bound."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import math
 from collections.abc import Iterator
 from html import escape
 
-from inference.llamacpp.tuning.choice import BOUNDS, Candidate
+from inference.llamacpp.tuning.choice import BOUNDS, CHOICES, EVEN, PREFERENCES, Candidate
 from inference.llamacpp.tuning.formats import ORIGINAL
 from inference.llamacpp.tuning.profile import Profile
 
-WIDTH, HEIGHT = 720, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 56, 56
+WIDTH, HEIGHT = 720, 440
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 76, 56
 LOW, HIGH = 0.001, 1.0  # mean KL at the ends of the axis; what lies beyond sits on its end
 LABEL_WIDTH, LABEL_HEIGHT = 80, 13
+COLOURS = {EVEN: "#1f6fb2", "latency": "#2a8a4a", "throughput": "#d2691e"}
 
 STYLE = (
     "text{font:12px sans-serif;fill:#222}.title{font-size:14px;font-weight:bold}"
     ".axis{stroke:#888}.bound{stroke:#888;stroke-dasharray:4 4}"
-    ".point{fill:#fff;stroke:#1f6fb2;stroke-width:2}.chosen{fill:#1f6fb2}"
+    ".point{stroke-width:2}.span{stroke:#ccc}"
 )
 
 
 def plot(profile: Profile) -> str:
-    """The SVG document. Chosen candidates are filled; the original sits at the left end."""
-    top = max(candidate.score for candidate in profile.candidates) * 1.1
+    """The SVG document. What is chosen is filled; the original sits at the left end."""
+    preferences = PREFERENCES.values()
+    top = max(p.score(candidate) for candidate in profile.candidates for p in preferences) * 1.1
     title = escape(f"{profile.model}: speed against quality")
-    body = [*_frame(top), *_bounds(), *_points(profile, top)]
+    body = [*_frame(top), *_legend(), *_bounds(), *_points(profile, top)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{title}"><style>{STYLE}</style>'
@@ -64,15 +66,29 @@ def _bounds() -> Iterator[str]:
         yield _text(x - 4, TOP - 2, f"{name} ≤ {bound:g}", "end")
 
 
+def _legend() -> Iterator[str]:
+    """The preferences in their colours, in a line below the title."""
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        x = LEFT + number * LABEL_WIDTH
+        yield _circle(x + 5, 36, colour, filled=True)
+        yield _text(x + 14, 40, name, "start")
+
+
 def _points(profile: Profile, top: float) -> Iterator[str]:
-    """Points with their names; a name that would lie on another moves down."""
+    """A candidate's points above each other, its name beside the usual preference's.
+
+    A name that would lie on another moves down.
+    """
     taken: list[tuple[float, float]] = []
-    chosen = {profile.choices[name] for name in profile.choices}
-    for index, candidate in enumerate(profile.candidates):
-        x, y = _x(candidate.quality.divergence), _y(candidate.score, top)
-        style = "point chosen" if index in chosen else "point"
-        yield f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-        label = y + 4
+    for candidate in profile.candidates:
+        x = _x(candidate.quality.divergence)
+        heights = {name: _y(each.score(candidate), top) for name, each in PREFERENCES.items()}
+        low, high = max(heights.values()), min(heights.values())
+        yield f'<path class="span" d="M{x:.1f} {low:.1f}V{high:.1f}"/>'
+        # The usual preference last, so that it lies on top.
+        for name, y in reversed(heights.items()):
+            yield _circle(x, y, COLOURS[name], filled=_chosen(profile, candidate, name))
+        label = heights[EVEN] + 4
         while any(abs(x - a) < LABEL_WIDTH and abs(label - b) < LABEL_HEIGHT for a, b in taken):
             label += LABEL_HEIGHT
         taken.append((x, label))
@@ -81,6 +97,19 @@ def _points(profile: Profile, top: float) -> Iterator[str]:
             yield _text(x + 9, label, name, "start")
         else:  # near the right end there is room on the left only
             yield _text(x - 9, label, name, "end")
+
+
+def _chosen(profile: Profile, candidate: Candidate, preference: str) -> bool:
+    """Whether any class serves the candidate under this preference."""
+    names = [name for name, (_, its) in CHOICES.items() if its == preference]
+    return any(profile.chosen(name) == candidate for name in names)
+
+
+def _circle(x: float, y: float, colour: str, *, filled: bool) -> str:
+    fill = colour if filled else "#fff"
+    return (
+        f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="4" stroke="{colour}" fill="{fill}"/>'
+    )
 
 
 def _name(profile: Profile, candidate: Candidate) -> str:

@@ -1,49 +1,44 @@
-"""What `headrace tune` shows in the end: a table of figures and the choices."""
+"""What `headrace tune` shows in the end: a table of figures and one of the choices."""
 
 from __future__ import annotations
 
-from inference.llamacpp.tuning.choice import BOUNDS, Candidate
+from collections.abc import Sequence
+
+from inference.llamacpp.tuning.choice import BOUNDS, PREFERENCES, Candidate, choice_name
 from inference.llamacpp.tuning.formats import ORIGINAL
 from inference.llamacpp.tuning.profile import Profile
 
 HEADER = (
     *("format", "threads", "batch", "prefill t/s", "1 stream", "16 streams"),
-    *("score", "mean KL", "agreement", "perplexity", "class"),
+    *("mean KL", "agreement", "perplexity", *PREFERENCES),
 )
+
+TOO_SLOW = "-"
+"""Stands for the score of what falls below a floor of the preference."""
 
 
 def table(profile: Profile) -> str:
-    """One row a candidate: speed with its ratio to the original, quality, classes."""
-    rows = [HEADER] + [_row(profile, i) for i in range(len(profile.candidates))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
+    """One row a candidate: speed with its ratio to the original, quality, scores."""
+    return _aligned([HEADER, *(_row(profile, each) for each in profile.candidates)])
 
 
 def choices(profile: Profile) -> str:
-    """One line a class: its bound, what it serves, how fast that is."""
-    width = max(map(len, BOUNDS))
-    return "\n".join(
-        f"{name:<{width}}  mean KL at most {bound:g}: {_choice(profile, name)}"
-        for name, bound in BOUNDS.items()
-    )
+    """One row a class: its bound, and what it serves under each preference."""
+    rows = [("class", "mean KL", *PREFERENCES)]
+    for bound, limit in BOUNDS.items():
+        chosen = (_choice(profile, bound, preference) for preference in PREFERENCES)
+        rows.append((bound, f"<= {limit:g}", *chosen))
+    return _aligned(rows)
 
 
-def _choice(profile: Profile, name: str) -> str:
-    candidate = profile.chosen(name)
+def _choice(profile: Profile, bound: str, preference: str) -> str:
+    candidate = profile.chosen(choice_name(bound, preference))
     if candidate.trial.format == ORIGINAL:
-        return "the original; nothing inside the bound is faster"
-    return (
-        f"{candidate.trial.format}, {candidate.trial.threads} threads, "
-        f"batch {candidate.trial.batch_tokens}: {candidate.score:.2f} times as fast"
-    )
+        return "the original"
+    return f"{candidate.trial.format} ({PREFERENCES[preference].score(candidate):.2f})"
 
 
-def _row(profile: Profile, index: int) -> tuple[str, ...]:
-    candidate = profile.candidates[index]
+def _row(profile: Profile, candidate: Candidate) -> tuple[str, ...]:
     speed, ratio, quality = candidate.speed, candidate.ratio, candidate.quality
     return (
         _name(profile, candidate),
@@ -52,11 +47,13 @@ def _row(profile: Profile, index: int) -> tuple[str, ...]:
         f"{speed.prefill:.0f} ({ratio.prefill:.2f})",
         f"{speed.single:.1f} ({ratio.single:.2f})",
         f"{speed.streams:.0f} ({ratio.streams:.2f})",
-        f"{candidate.score:.2f}",
         f"{quality.divergence:.4f}",
         f"{quality.agreement:.3f}",
         f"{quality.perplexity:.2f}",
-        ", ".join(name for name, chosen in profile.choices.items() if chosen == index),
+        *(
+            f"{preference.score(candidate):.2f}" if preference.allows(candidate) else TOO_SLOW
+            for preference in PREFERENCES.values()
+        ),
     )
 
 
@@ -64,3 +61,11 @@ def _name(profile: Profile, candidate: Candidate) -> str:
     if candidate.trial.format == ORIGINAL:
         return f"{profile.quantization} (original)"
     return candidate.trial.format
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -43,6 +43,27 @@ def test_a_row_from_start_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [each["row"] for each in saved["rows"]] == ["short-1"]
 
 
+def test_the_tuned_side_has_a_profile_and_flags_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for headrace keeps the command line that it is started with."""
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"not opened here")
+    seen = tmp_path / "seen"
+    program = tmp_path / "headrace"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {seen}\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("HEADRACE_BENCH_HEADRACE", str(program))
+    monkeypatch.setenv("HEADRACE_BENCH_LLAMA_SERVER", str(program))
+    arguments = ["table", "--out", str(tmp_path / "out"), "--quick", "--rows", "short-1"]
+    arguments += ["--model", str(model), "--no-vllm", "--profile", "near-lossless/throughput"]
+    flags = ["--headrace-flags=--threads 2", "--tuned-flags=--target-itl-ms 250"]
+    assert cli.main([*arguments, *flags]) == 1
+    tuned = seen.read_text().splitlines()[0]
+    assert "--profile near-lossless/throughput" in tuned
+    assert tuned.endswith("--threads 2 --target-itl-ms 250")
+
+
 def side(label: str) -> Side:
     return Side(label=label, peer="headrace", model="m.gguf", flags=("--mine",))
 

@@ -1,17 +1,19 @@
-"""Scores, classes and the choice. Pure: figures in, a decision out.
+"""Scores, classes, preferences and the choice. Pure: figures in, a decision out.
 
-A candidate's *score* is the geometric mean of three ratios to the original: prefill, one
+A candidate's *score* is a geometric mean of three ratios to the original: prefill, one
 stream, sixteen streams. A geometric mean, because twice as fast here and half as fast
-there is no gain. A *class* is a bound on the mean KL divergence; in each class the
-highest score wins among the candidates inside its bound, the original among them. A
-candidate that makes any of the three slower than `FLOOR` times the original is never
-chosen: a profile should not trade one user's speed for another's.
+there is no gain. A *class* is a bound on the mean KL divergence. A *preference* says how
+much each ratio weighs in the score, and how slow each may get: what falls below one of
+its floors is not chosen, however fast the rest is. For each class and preference the
+highest score wins among the candidates inside the bound and above the floors, the
+original among them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from msgspec import Struct
@@ -22,6 +24,11 @@ BOUNDS: Mapping[str, float] = {"near-lossless": 0.01, "balanced": 0.1, "fast": 0
 """Classes by their bound on the mean KL divergence (nats a token), strictest first."""
 
 FLOOR = 0.9
+"""No slower than this times the original: what a preference cares for keeps its speed."""
+
+YIELDING = 0.5
+"""The floor of what a preference gives up for the rest."""
+
 TIE = 0.03
 """Gains of threads or batch sizes below this are noise: the first tried stays."""
 
@@ -69,10 +76,62 @@ class Candidate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ratio: Speed
     quality: Quality
 
-    @property
-    def score(self) -> float:
-        """How many times as fast as the original, over all three measures."""
-        return score(self.ratio)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """Whose speed counts: exponents of the three ratios, and how slow each may get."""
+
+    exponents: Speed
+    floors: Speed
+
+    def score(self, candidate: Candidate) -> float:
+        """How many times as fast as the original; the original's own score is 1."""
+        return score(candidate.ratio, self.exponents)
+
+    def allows(self, candidate: Candidate) -> bool:
+        """Whether no figure falls below its floor; the original is always allowed."""
+        figures, floors = candidate.ratio, self.floors
+        return candidate.trial.format == ORIGINAL or (
+            figures.prefill >= floors.prefill
+            and figures.single >= floors.single
+            and figures.streams >= floors.streams
+        )
+
+
+EVEN = "even"
+"""The preference of a class that is named alone."""
+
+PREFERENCES: Mapping[str, Preference] = {
+    # One user's speed is not traded for another's.
+    EVEN: Preference(
+        exponents=Speed(prefill=1, single=1, streams=1),
+        floors=Speed(prefill=FLOOR, single=FLOOR, streams=FLOOR),
+    ),
+    # One user alone: the answer's tokens first, then the wait for the first of them.
+    "latency": Preference(
+        exponents=Speed(prefill=1, single=2, streams=0),
+        floors=Speed(prefill=FLOOR, single=FLOOR, streams=YIELDING),
+    ),
+    # Many users at once: prompts and decoding together, at the cost of who is alone.
+    "throughput": Preference(
+        exponents=Speed(prefill=1, single=0, streams=1),
+        floors=Speed(prefill=FLOOR, single=YIELDING, streams=FLOOR),
+    ),
+}
+"""What a choice may be made for, the usual one first."""
+
+
+def choice_name(bound: str, preference: str) -> str:
+    """How a class with a preference is asked for: `fast`, `fast/throughput`."""
+    return bound if preference == EVEN else f"{bound}/{preference}"
+
+
+CHOICES: Mapping[str, tuple[str, str]] = {
+    choice_name(bound, preference): (bound, preference)
+    for bound in BOUNDS
+    for preference in PREFERENCES
+}
+"""Class and preference of every name that can be asked for."""
 
 
 def ratio(speed: Speed, original: Speed) -> Speed:
@@ -84,9 +143,17 @@ def ratio(speed: Speed, original: Speed) -> Speed:
     )
 
 
-def score(ratio: Speed) -> float:
-    """The geometric mean of the three."""
-    return math.cbrt(ratio.prefill * ratio.single * ratio.streams)
+def score(ratio: Speed, exponents: Speed) -> float:
+    """The geometric mean of the three, each weighing as much as its exponent.
+
+    Ratios are above 0. Raises `ValueError` where one is not.
+    """
+    logarithms = (
+        exponents.prefill * math.log(ratio.prefill),
+        exponents.single * math.log(ratio.single),
+        exponents.streams * math.log(ratio.streams),
+    )
+    return math.exp(sum(logarithms) / (exponents.prefill + exponents.single + exponents.streams))
 
 
 def middle(speeds: Iterable[Speed]) -> Speed:
@@ -112,30 +179,21 @@ def typical(timings: Sequence[Timing], original: Sequence[Timing]) -> tuple[Spee
     return middle(mine.speed for mine, _ in counted), ratios
 
 
-def choose(candidates: Sequence[Candidate], bound: float) -> Candidate:
-    """The fastest candidate whose mean KL is at most `bound`; of equals the most faithful.
+def choose(candidates: Sequence[Candidate], name: str) -> Candidate:
+    """What `name` of `CHOICES` serves: the fastest it allows; of equals the most faithful.
 
     The original, whose KL is 0, must be among the candidates.
     """
-    allowed = [c for c in candidates if c.quality.divergence <= bound and _steady(c)]
-    return max(allowed, key=lambda c: (c.score, -c.quality.divergence))
+    bound, preferred = CHOICES[name]
+    preference = PREFERENCES[preferred]
+    allowed = [
+        c for c in candidates if c.quality.divergence <= BOUNDS[bound] and preference.allows(c)
+    ]
+    return max(allowed, key=lambda c: (preference.score(c), -c.quality.divergence))
 
 
-def choose_classes(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
-    """The choice of each class."""
-    return {name: choose(candidates, bound) for name, bound in BOUNDS.items()}
-
-
-def settle(trials: Sequence[Candidate]) -> Candidate:
+def settle(trials: Sequence[Candidate], preference: Preference) -> Candidate:
     """Of one format's trials, the first unless another is faster by more than `TIE`."""
-    best = max(trials, key=lambda c: c.score)
-    return best if best.score > trials[0].score * (1 + TIE) else trials[0]
-
-
-def _steady(candidate: Candidate) -> bool:
-    """Whether no figure falls far behind the original's."""
-    figures = candidate.ratio
-    return (
-        candidate.trial.format == ORIGINAL
-        or min(figures.prefill, figures.single, figures.streams) >= FLOOR
-    )
+    first = trials[0]
+    best = max(filter(preference.allows, trials), key=preference.score, default=first)
+    return best if preference.score(best) > preference.score(first) * (1 + TIE) else first

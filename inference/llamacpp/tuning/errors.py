@@ -9,3 +9,7 @@ class TuningError(Exception):
 
 class JobFailed(TuningError):
     """A measuring process ended without a result; the message is what it said last."""
+
+
+class WeightsMissing(TuningError):
+    """A profile is there, but not the file that it says to serve; that can be made again."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.llamacpp.tuning.errors import TuningError
+from inference.llamacpp.tuning.errors import TuningError, WeightsMissing
 from inference.llamacpp.tuning.profile import Key, Profile, Weights, parse_profile, write_profile
 from models.locks import file_lock
 from models.places import Places
@@ -68,12 +68,15 @@ class TuningPlaces:
             return None
 
     def verified(self, weights: Weights) -> Path:
-        """The file of `weights`, if it is the one that was measured. Raises `TuningError`."""
+        """The file of `weights`, if it is the one that was measured.
+
+        Raises `WeightsMissing` when it is gone or another, `TuningError` for what is unreadable.
+        """
         path = self.weights / weights.name
         if not path.is_file():
-            raise TuningError(f"{path} is gone")
+            raise WeightsMissing(f"{path} is gone")
         if path.stat().st_size != weights.size or self.fingerprint(path) != weights.sha256:
-            raise TuningError(f"{path} is not the file that was measured: its SHA-256 differs")
+            raise WeightsMissing(f"{path} is not the file that was measured: its SHA-256 differs")
         return path
 
     @contextmanager

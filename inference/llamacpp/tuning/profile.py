@@ -1,4 +1,7 @@
-"""A profile: what was measured for one model on one machine, and what each class uses.
+"""A profile: what was measured for one model on one machine, and the weights that were kept.
+
+What a class serves under a preference follows from the candidates (choice.py) and is not
+written down: no file can contradict its own figures.
 
 It holds for one original file (by its SHA-256), one processor and one release of
 llama-cpp-python: another of any of the three has other kernels or other weights, and
@@ -8,19 +11,32 @@ needs a measurement of its own. The file's name is made from all three.
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
-from inference.llamacpp.tuning.choice import BOUNDS, Candidate
-from inference.llamacpp.tuning.errors import TuningError
+from inference.llamacpp.tuning.choice import (
+    BOUNDS,
+    CHOICES,
+    PREFERENCES,
+    Candidate,
+    choice_name,
+    choose,
+)
+from inference.llamacpp.tuning.errors import TuningError, WeightsMissing
 from inference.llamacpp.tuning.formats import ORIGINAL
 from inference.llamacpp.tuning.toml import dumps
 
-VERSION = 1
+VERSION = 2
+WITH_CHOICES = 1
+"""The version that knew one preference, and held its choices; they follow from the rest."""
+
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.gguf$")]
 
@@ -47,8 +63,18 @@ class Weights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sha256: Sha256
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A choice that is faster than the original, under its name; `score` says how much."""
+
+    name: str
+    preference: str
+    candidate: Candidate
+    score: float
+
+
 class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`choices` maps each class to the index of its candidate in `candidates`."""
+    """All measured `candidates`, the original among them, and the files of the chosen."""
 
     version: int
     model: str
@@ -56,41 +82,63 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     created: str
     rounds: int
     key: Key
-    choices: dict[str, int]
     weights: list[Weights] = []
     candidates: list[Candidate]
 
     def chosen(self, name: str) -> Candidate:
-        """The candidate of the class `name`."""
-        return self.candidates[self.choices[name]]
+        """What `name` of `CHOICES` serves."""
+        return choose(self.candidates, name)
+
+    def chosen_formats(self) -> set[str]:
+        """The formats that any choice serves, the original's aside."""
+        return {self.chosen(name).trial.format for name in CHOICES} - {ORIGINAL}
 
     def weights_of(self, candidate: Candidate) -> Weights | None:
-        """The candidate's file; None means the original."""
-        return next((w for w in self.weights if w.format == candidate.trial.format), None)
+        """The candidate's file; None means the original. Raises `WeightsMissing`."""
+        format = candidate.trial.format
+        if format == ORIGINAL:
+            return None
+        found = next((w for w in self.weights if w.format == format), None)
+        if found is None:
+            raise WeightsMissing(f"its profile was made without weights in {format}")
+        return found
 
-    def best_offer(self) -> tuple[str, Candidate] | None:
-        """The most faithful class that serves other weights, and its candidate."""
-        for name in BOUNDS:
+    def offers(self) -> Iterator[Offer]:
+        """For each preference the most faithful class that serves other weights.
+
+        What has no weights is not offered, and nothing is offered twice.
+        """
+        left = {weights.format for weights in self.weights}
+        for preference in PREFERENCES:
+            offer = self._best(preference)
+            if offer is not None and offer.candidate.trial.format in left:
+                left.remove(offer.candidate.trial.format)
+                yield offer
+
+    def _best(self, preference: str) -> Offer | None:
+        for bound in BOUNDS:
+            name = choice_name(bound, preference)
             candidate = self.chosen(name)
             if candidate.trial.format != ORIGINAL:
-                return name, candidate
+                score = PREFERENCES[preference].score(candidate)
+                return Offer(name=name, preference=preference, candidate=candidate, score=score)
         return None
 
     def _check(self) -> None:
-        """Raise `ValueError` when parts of the profile contradict each other."""
+        """Raise `ValueError` when nothing could be chosen from these figures."""
         if self.version != VERSION:
             raise ValueError(f"version {self.version} is not {VERSION}")
-        if set(self.choices) != set(BOUNDS):
-            raise ValueError(f"the classes are {', '.join(BOUNDS)}")
-        for name, index in self.choices.items():
-            if not 0 <= index < len(self.candidates):
-                raise ValueError(f"{name} names no candidate")
-            candidate = self.chosen(name)
-            # What a class promises is checked here again, whoever wrote the file.
-            if not candidate.quality.divergence <= BOUNDS[name]:
-                raise ValueError(f"{name} is outside its bound")
-            if candidate.trial.format != ORIGINAL and self.weights_of(candidate) is None:
-                raise ValueError(f"{name} has no weights")
+        for candidate in self.candidates:
+            figures = candidate.ratio
+            if not all(
+                0 < figure < math.inf
+                for figure in (figures.prefill, figures.single, figures.streams)
+            ):
+                raise ValueError(f"the ratios of {candidate.trial.format} are no ratios")
+        if not any(
+            c.trial.format == ORIGINAL and c.quality.divergence == 0 for c in self.candidates
+        ):
+            raise ValueError("the original is not among the candidates")
 
 
 def write_profile(profile: Profile) -> str:
@@ -99,10 +147,21 @@ def write_profile(profile: Profile) -> str:
 
 
 def parse_profile(text: str) -> Profile:
-    """Read what `write_profile` wrote. Raises `ValueError` for anything else."""
-    profile = msgspec.convert(tomllib.loads(text), Profile)
+    """Read what `write_profile` wrote, now or when it wrote choices as well.
+
+    Raises `ValueError` for anything else.
+    """
+    profile = msgspec.convert(_without_choices(tomllib.loads(text)), Profile)
     profile._check()
     return profile
+
+
+def _without_choices(table: dict[str, Any]) -> dict[str, Any]:
+    """The table in the present version, if it is of one that can be brought there."""
+    if table.get("version") != WITH_CHOICES:
+        return table
+    kept = {key: value for key, value in table.items() if key != "choices"}
+    return {**kept, "version": VERSION}
 
 
 def read_profile(path: Path, key: Key) -> Profile | None:

@@ -16,32 +16,23 @@ from pathlib import Path
 import msgspec
 
 from inference.llamacpp.tuning.choice import (
+    CHOICES,
+    PREFERENCES,
     Candidate,
     Quality,
     Timing,
     Trial,
-    choose_classes,
+    choose,
     settle,
     typical,
 )
 from inference.llamacpp.tuning.errors import JobFailed
 from inference.llamacpp.tuning.formats import ORIGINAL
-from inference.llamacpp.tuning.jobs import (
-    Done,
-    MeasureQuality,
-    MeasureSpeed,
-    RecordReference,
-    Requantize,
-    Runner,
-)
-from inference.llamacpp.tuning.places import TuningPlaces, commit
-from inference.llamacpp.tuning.plan import (
-    Options,
-    Original,
-    expected_bytes,
-    formats_that_fit,
-)
-from inference.llamacpp.tuning.profile import VERSION, Key, Profile, Weights
+from inference.llamacpp.tuning.jobs import MeasureQuality, MeasureSpeed, RecordReference, Runner
+from inference.llamacpp.tuning.maker import Maker
+from inference.llamacpp.tuning.places import TuningPlaces
+from inference.llamacpp.tuning.plan import Options, Original, formats_that_fit
+from inference.llamacpp.tuning.profile import VERSION, Key, Profile
 
 LOGIT_BYTES = 4
 LOGITS_NAME = "original.npy"
@@ -76,43 +67,35 @@ class Search:
                 self.places.drop_unused(self.key)
         return profile
 
+    @property
+    def maker(self) -> Maker:
+        """What makes the files."""
+        return Maker(
+            original=self.original,
+            key=self.key,
+            places=self.places,
+            run=self.run,
+            say=self.say,
+            threads=self.options.threads[0],
+        )
+
     def _search(self, formats: Sequence[str], work: Path) -> Profile:
-        self._require_space(formats)
+        logits = self.options.text_tokens * self.original.vocabulary * LOGIT_BYTES
+        self.maker.require_space(formats, beside=logits)
         files = self._make(formats)
         qualities = self._compare(files, work)
         trials = [self._trial(format) for format in qualities]
         measured = self._measure(trials, files, qualities, "formats")
-        return self._profile(self._vary(measured, files, qualities), files)
-
-    def _require_space(self, formats: Sequence[str]) -> None:
-        missing = [f for f in formats if not self.places.weights_file(self.key, f).exists()]
-        logits = self.options.text_tokens * self.original.vocabulary * LOGIT_BYTES
-        self.places.require_space(
-            sum(expected_bytes(self.original, format) for format in missing) + logits
-        )
+        return self._profile(self._vary(measured, files, qualities))
 
     def _make(self, formats: Sequence[str]) -> dict[str, Path]:
         """The file of each format that this model can have, the original's first."""
         files = {ORIGINAL: self.original.path}
         for format in formats:
-            final = self.places.weights_file(self.key, format)
-            part = final.with_name(final.name + ".part")
-            if not final.exists():
-                self.say(f"making {format} from {self.original.quantization}")
-                job = Requantize(
-                    source=str(self.original.path),
-                    target=str(part),
-                    format=format,
-                    threads=self.options.threads[0],
-                )
-                try:
-                    self.run(job, Done)
-                except JobFailed as error:
-                    self.say(f"{format} is left out: {error}")
-                    part.unlink(missing_ok=True)
-                    continue
-                commit(part, final)
-            files[format] = final
+            try:
+                files[format] = self.maker.make(format)
+            except JobFailed as error:
+                self.say(f"{format} is left out: {error}")
         return files
 
     def _compare(self, files: dict[str, Path], work: Path) -> dict[str, Quality]:
@@ -213,54 +196,63 @@ class Search:
         files: dict[str, Path],
         qualities: dict[str, Quality],
     ) -> list[Candidate]:
-        """Other thread counts, then other batch sizes, for the formats that were chosen."""
-        chosen = {c.trial.format for c in choose_classes(measured).values()} - {ORIGINAL}
-        varied = list(measured)
-        for index, candidate in enumerate(measured):
-            format = candidate.trial.format
-            if format not in chosen:
-                continue
-            best = candidate
+        """The candidates again, each chosen format with the settings that suit it best.
+
+        A format that is chosen for several preferences may get settings for each of them.
+        """
+        varied = []
+        for candidate in measured:
+            preferences = {
+                preference
+                for name, (_, preference) in CHOICES.items()
+                if candidate.trial.format != ORIGINAL and choose(measured, name) == candidate
+            }
+            best = {name: candidate for name in PREFERENCES if name in preferences}
             for field, values in (
                 ("threads", self.options.threads),
                 ("batch_tokens", self.options.batches),
             ):
-                trials = [
-                    msgspec.structs.replace(best.trial, **{field: value})
-                    for value in values
-                    if value != getattr(best.trial, field)
-                ]
-                if trials:
-                    base = measured[0].trial
-                    found = self._measure(
-                        [base, best.trial, *trials], files, qualities, f"{format} {field}"
-                    )
-                    best = settle(found[1:]) if len(found) > 1 else best
-            varied[index] = best
+                self._vary_one(best, field, values, measured[0].trial, files, qualities)
+            distinct = {kept.trial: kept for kept in best.values()}
+            varied += [*distinct.values()] or [candidate]
         return varied
 
-    def _profile(self, measured: list[Candidate], files: dict[str, Path]) -> Profile:
-        choices = {name: measured.index(c) for name, c in choose_classes(measured).items()}
-        formats = {measured[index].trial.format for index in choices.values()} - {ORIGINAL}
-        return Profile(
+    def _vary_one(
+        self,
+        best: dict[str, Candidate],
+        field: str,
+        values: Sequence[int],
+        original: Trial,
+        files: dict[str, Path],
+        qualities: dict[str, Quality],
+    ) -> None:
+        """Try other `values` of `field`, and leave in `best` what suits each preference."""
+        for trial in dict.fromkeys(kept.trial for kept in best.values()):
+            others = [
+                msgspec.structs.replace(trial, **{field: value})
+                for value in values
+                if value != getattr(trial, field)
+            ]
+            if not others:
+                continue
+            what = f"{trial.format} {field}"
+            found = self._measure([original, trial, *others], files, qualities, what)[1:]
+            for name, kept in best.items():
+                if found and kept.trial == trial:
+                    best[name] = settle(found, PREFERENCES[name])
+
+    def _profile(self, measured: list[Candidate]) -> Profile:
+        profile = Profile(
             version=VERSION,
             model=self.original.id,
             quantization=self.original.quantization,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             rounds=self.options.rounds,
             key=self.key,
-            choices=choices,
-            weights=[self._weights(format, files[format]) for format in sorted(formats)],
             candidates=measured,
         )
-
-    def _weights(self, format: str, path: Path) -> Weights:
-        return Weights(
-            format=format,
-            name=path.name,
-            size=path.stat().st_size,
-            sha256=self.places.fingerprint(path),
-        )
+        weights = self.maker.weights(profile.chosen_formats())
+        return msgspec.structs.replace(profile, weights=weights)
 
     def _name(self, format: str) -> str:
         return f"{self.original.quantization} (original)" if format == ORIGINAL else format

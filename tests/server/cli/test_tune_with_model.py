@@ -21,23 +21,30 @@ TUNE_SECONDS = 240.0
 CLASS = "fast"
 
 
-def test_tune_and_serve(default_model_path: Path, tmp_path: Path) -> None:
-    model = str(default_model_path)
-    options = ("--quick", "--formats", "Q8_0,Q4_0", "--threads", "1", "--out", "plot.svg")
+def tune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `headrace tune` to its good end."""
     done = subprocess.run(
-        [*HEADRACE, "tune", model, *options],
+        [*HEADRACE, "tune", *arguments],
         capture_output=True,
         text=True,
-        env=environment(tmp_path),
-        cwd=tmp_path,
+        env=environment(home),
+        cwd=home,
         timeout=TUNE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_tune_and_serve(default_model_path: Path, tmp_path: Path) -> None:
+    model = str(default_model_path)
+    options = ("--quick", "--formats", "Q8_0,Q4_0", "--threads", "1", "--out", "plot.svg")
+    done = tune(tmp_path, model, *options)
     assert "making Q8_0 from Q4_1" in done.stderr
 
     (path,) = (tmp_path / ".local/share/headrace/profiles").glob("*.toml")
-    profile = parse_profile(path.read_text(encoding="utf-8"))
+    written = path.read_text(encoding="utf-8")
+    profile = parse_profile(written)
     costs = {c.trial.format: c.quality for c in profile.candidates}
     assert costs[ORIGINAL].divergence == 0
     assert costs[ORIGINAL].agreement == 1
@@ -45,6 +52,12 @@ def test_tune_and_serve(default_model_path: Path, tmp_path: Path) -> None:
     assert costs["Q8_0"].agreement > 0.9
     assert ElementTree.parse(tmp_path / "plot.svg").getroot().tag.endswith("svg")
     assert str(path) in done.stdout
+
+    # What was lost comes back as it was, so the profile stays the same.
+    for weights in (tmp_path / ".cache/headrace/tuned").glob("*.gguf"):
+        weights.unlink()
+    tune(tmp_path, model, "--weights-only")
+    assert path.read_text(encoding="utf-8") == written
 
     # Which format wins is up to the machine; that the winner is served is up to us.
     chosen = profile.chosen(CLASS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from inference.llamacpp.tuning.choice import Candidate, Quality, Speed, Trial, choose_classes
+from inference.llamacpp.tuning.choice import Candidate, Quality, Speed, Trial
 from inference.llamacpp.tuning.formats import OFFERED, ORIGINAL
 from inference.llamacpp.tuning.profile import VERSION, Key, Profile, Weights
 
@@ -31,8 +31,7 @@ def candidate(
 
 
 def profile(*candidates: Candidate, key: Key = KEY, sha256: str = SHA256, size: int = 9) -> Profile:
-    """A profile of these candidates, with the choices that follow from them."""
-    rows = [candidate(), *candidates]
+    """A profile of the original and these candidates, with weights of each of them."""
     return Profile(
         version=VERSION,
         model="tiny",
@@ -40,14 +39,13 @@ def profile(*candidates: Candidate, key: Key = KEY, sha256: str = SHA256, size: 
         created="2026-01-01T00:00:00+00:00",
         rounds=3,
         key=key,
-        choices={name: rows.index(chosen) for name, chosen in choose_classes(rows).items()},
         weights=[
             Weights(
                 format=c.trial.format, name=f"x-{c.trial.format}.gguf", size=size, sha256=sha256
             )
             for c in candidates
         ],
-        candidates=rows,
+        candidates=[candidate(), *candidates],
     )
 
 
@@ -55,6 +53,12 @@ FAST = profile(
     candidate("Q8_0", divergence=0.005, ratio=(2, 1.2, 2)),
     candidate("Q4_0", divergence=0.3, ratio=(3, 1.4, 3)),
 )
+
+SERVER = profile(
+    candidate("BF16", divergence=0.003, ratio=(4, 0.7, 2)),
+    candidate("Q8_0", divergence=0.005, ratio=(2, 1.2, 1.5)),
+)
+"""Here many users want another format than one does."""
 
 figures = st.floats(min_value=0.01, max_value=100)
 candidates = st.lists(

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from inference.llamacpp.tuning.errors import TuningError
+from inference.llamacpp.tuning.errors import TuningError, WeightsMissing
 from inference.llamacpp.tuning.places import TuningPlaces
 from inference.llamacpp.tuning.profile import Weights, read_profile
 from models.places import Places
@@ -38,10 +38,10 @@ def test_weights_are_verified_before_use(places: TuningPlaces) -> None:
     path = places.verified(entry)
     for content in (b"wrong", b"longer"):  # the stamp of the first check does not count
         path.write_bytes(content)
-        with pytest.raises(TuningError, match="SHA-256"):
+        with pytest.raises(WeightsMissing, match="SHA-256"):
             places.verified(entry)
     path.unlink()
-    with pytest.raises(TuningError, match="gone"):
+    with pytest.raises(WeightsMissing, match="gone"):
         places.verified(entry)
 
 
@@ -100,11 +100,7 @@ def test_weights_that_no_profile_names_are_dropped(places: TuningPlaces) -> None
     lost.write_bytes(b"lost")
     foreign = places.weights / ("cd" * 8 + "-Q8_0-0.3.36.gguf")
     foreign.write_bytes(b"another model's")
-    q8 = [c for c in FAST.candidates if c.trial.format != "Q4_0"]
-    profile = msgspec.structs.replace(
-        FAST, weights=[entry], candidates=q8, choices=dict.fromkeys(FAST.choices, 1)
-    )
-    places.save(profile)
+    places.save(msgspec.structs.replace(FAST, weights=[entry]))
     (places.profiles / "damaged.toml").write_text("version =")
     places.drop_unused(KEY)
     assert kept.exists()

@@ -6,11 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.tuning.choice import Candidate
-from inference.llamacpp.tuning.errors import TuningError
+from inference.llamacpp.tuning.choice import CHOICES, Candidate
+from inference.llamacpp.tuning.errors import TuningError, WeightsMissing
 from inference.llamacpp.tuning.profile import parse_profile, read_profile, write_profile
 from inference.llamacpp.tuning.toml import dumps
-from tests.inference.llamacpp.tuning.figures import FAST, KEY, candidates, profile
+from tests.inference.llamacpp.tuning.figures import (
+    FAST,
+    KEY,
+    SERVER,
+    candidate,
+    candidates,
+    profile,
+)
 
 scalars = (
     st.text(st.characters(exclude_categories=["Cs"]))
@@ -46,16 +53,17 @@ def test_a_profile_reads_back_equal(rows: list[Candidate]) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("version = 1", "version = 2"),
-        ("version = 1", "version = 1\nsurprise = 1"),
-        ("near-lossless = 1", "near-lossless = 2"),  # its KL is 0.3: outside the bound
-        ("near-lossless = 1", "near-lossless = 7"),
-        ("near-lossless = 1", "near-lossless = -1"),
-        ("near-lossless = 1", "nearly = 1"),
+        ("version = 2", "version = 3"),
+        ("version = 2", "version = 0"),
+        ("version = 2", "version = 2\nsurprise = 1"),
+        ('format = "original"', 'format = "Q6_K"'),  # then there is nothing to fall back on
+        ("divergence = 0.0\n", "divergence = 0.2\n"),
+        ("prefill = 2.0", "prefill = 0.0"),
+        ("prefill = 2.0", "prefill = -2.0"),
+        ("prefill = 2.0", "prefill = nan"),
+        ("prefill = 2.0", "prefill = inf"),
         ('name = "x-Q8_0.gguf"', 'name = "../x-Q8_0.gguf"'),
         ('name = "x-Q8_0.gguf"', 'name = "/etc/x.gguf"'),
-        ('format = "Q8_0"\nname', 'format = "Q6_K"\nname'),
-        ("divergence = 0.005", "divergence = nan"),
         ("threads = 2", 'threads = "2"'),
         ("rounds = 3", "rounds = "),
     ],
@@ -85,8 +93,49 @@ def test_another_key_is_another_file_and_another_profile(tmp_path: Path) -> None
             read_profile(path, other)
 
 
-def test_the_offer_is_the_most_faithful_class_with_other_weights() -> None:
-    offer = FAST.best_offer()
-    assert offer is not None
-    assert (offer[0], offer[1].trial.format) == ("near-lossless", "Q8_0")
-    assert profile().best_offer() is None
+def test_a_file_of_the_first_version_has_every_choice() -> None:
+    """It held one choice a class, and only their weights; the candidates hold all others."""
+    q8_only = [weights for weights in SERVER.weights if weights.format == "Q8_0"]
+    kept = msgspec.structs.replace(SERVER, weights=q8_only)
+    text = write_profile(kept).replace("version = 2", "version = 1")
+    first, rest = text.split("[key]")
+    old = f"{first}[choices]\nnear-lossless = 2\nbalanced = 2\nfast = 2\n\n[key]{rest}"
+    read = parse_profile(old)
+    assert read == kept
+    assert read.chosen("near-lossless").trial.format == "Q8_0"
+    assert read.weights_of(read.chosen("near-lossless")) == q8_only[0]
+    many = read.chosen("near-lossless/throughput")
+    assert many.trial.format == "BF16"
+    with pytest.raises(WeightsMissing, match="without weights in BF16"):
+        read.weights_of(many)
+    assert [offer.name for offer in read.offers()] == ["near-lossless"]
+
+
+def test_other_weights_are_never_mistaken_for_the_original() -> None:
+    bare = msgspec.structs.replace(FAST, weights=[])
+    assert bare.weights_of(candidate()) is None
+    with pytest.raises(WeightsMissing):
+        bare.weights_of(bare.chosen("fast"))
+
+
+def test_an_offer_is_the_most_faithful_class_with_other_weights() -> None:
+    [offer] = FAST.offers()
+    assert (offer.name, offer.candidate.trial.format) == ("near-lossless", "Q8_0")
+    assert list(profile().offers()) == []
+
+
+def test_a_preference_is_offered_where_it_serves_something_else() -> None:
+    even, many = SERVER.offers()
+    assert (even.name, even.candidate.trial.format) == ("near-lossless", "Q8_0")
+    assert (many.name, many.candidate.trial.format) == ("near-lossless/throughput", "BF16")
+    assert many.score == pytest.approx(8**0.5)
+
+
+@given(candidates)
+def test_offers_can_be_served_and_are_faster(rows: list[Candidate]) -> None:
+    made = profile(*rows)
+    for offer in made.offers():
+        assert made.chosen(offer.name) == offer.candidate
+        assert made.weights_of(offer.candidate) is not None
+        assert offer.name in CHOICES
+        assert offer.score >= 1

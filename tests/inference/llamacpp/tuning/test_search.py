@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from msgspec import structs
 
-from inference.llamacpp.tuning.choice import Quality, Speed, Timing
+from inference.llamacpp.tuning.choice import CHOICES, EVEN, PREFERENCES, Quality, Speed, Timing
 from inference.llamacpp.tuning.errors import JobFailed, TuningError
 from inference.llamacpp.tuning.formats import ORIGINAL
 from inference.llamacpp.tuning.jobs import (
@@ -28,6 +29,11 @@ from inference.llamacpp.tuning.search import Search
 
 # Mean KL, and how many times as fast as the original.
 FORMATS = {ORIGINAL: (0.0, 1.0), "BF16": (0.003, 1.3), "Q8_0": (0.006, 2.0), "Q4_0": (0.3, 3.0)}
+SINGLE = {"F16": 0.3}
+"""How much slower than all else one stream is."""
+
+THREADS = {1: 0.5, 2: 1.0, 4: 1.2}
+ALL = PREFERENCES[EVEN]
 
 
 class FakeLlama:
@@ -60,12 +66,13 @@ class FakeLlama:
             case MeasureSpeed():
                 self.heat *= 0.99
                 _, times = FORMATS[format_of(job.path)]
-                rate = 100 * times * self.heat * {1: 0.5, 2: 1.0, 4: 1.2}[job.threads]
+                rate = 100 * times * self.heat * THREADS[job.threads]
                 prefill = rate * (1.5 if job.batch_tokens == 1024 else 1.0)
                 disturbed = self.disturbs(job)
                 if disturbed:
                     prefill, rate = prefill / 10, rate / 30
-                speed = Speed(prefill=prefill, single=rate, streams=rate)
+                single = rate * SINGLE.get(format_of(job.path), 1.0)
+                speed = Speed(prefill=prefill, single=single, streams=rate)
                 return Timing(speed=speed, quiet=not disturbed)
 
 
@@ -99,13 +106,14 @@ def search(tmp_path: Path, llama: FakeLlama) -> Search:
 
 def test_each_class_gets_its_fastest(search: Search) -> None:
     profile = search.tune()
-    formats = {name: profile.chosen(name).trial.format for name in profile.choices}
-    assert formats == {"near-lossless": "Q8_0", "balanced": "Q8_0", "fast": "Q4_0"}
+    formats = {name: profile.chosen(name).trial.format for name in CHOICES}
+    expected = {"near-lossless": "Q8_0", "balanced": "Q8_0", "fast": "Q4_0"}
+    assert formats == {name: expected[bound] for name, (bound, _) in CHOICES.items()}
     assert read_profile(search.places.profile(search.key), search.key) == profile
 
 
 def test_drift_cancels(search: Search) -> None:
-    ratios = {c.trial.format: c.score for c in search.tune().candidates}
+    ratios = {c.trial.format: ALL.score(c) for c in search.tune().candidates}
     for format, (_, times) in FORMATS.items():
         assert ratios[format] == pytest.approx(times, rel=0.005)
 
@@ -114,7 +122,7 @@ def test_drift_cancels(search: Search) -> None:
 def test_disturbed_rounds_do_not_count(search: Search, llama: FakeLlama, victim: str) -> None:
     turns = iter([True, False, True, True])
     llama.disturbs = lambda job: format_of(job.path) == victim and next(turns)
-    ratios = {c.trial.format: c.score for c in search.tune().candidates}
+    ratios = {c.trial.format: ALL.score(c) for c in search.tune().candidates}
     for format, (_, times) in FORMATS.items():
         assert ratios[format] == pytest.approx(times, rel=0.05)  # one round: drift remains
 
@@ -137,6 +145,56 @@ def test_only_chosen_weights_stay_and_they_are_verified(search: Search) -> None:
         assert search.places.verified(weights).read_bytes() == weights.format.encode()
 
 
+@pytest.fixture
+def two_kinds(monkeypatch: pytest.MonkeyPatch, search: Search) -> Search:
+    """With a format that is fast for many users and slow for one."""
+    monkeypatch.setitem(FORMATS, "F16", (0.004, 2.4))
+    return replace(search, options=replace(search.options, formats=("F16", "Q8_0")))
+
+
+def test_the_weights_of_every_preference_stay(two_kinds: Search) -> None:
+    profile = two_kinds.tune()
+    assert profile.chosen("near-lossless").trial.format == "Q8_0"
+    many = profile.chosen("near-lossless/throughput")
+    assert many.trial.format == "F16"
+    assert {weights.format for weights in profile.weights} == {"F16", "Q8_0"}
+    kept = profile.weights_of(many)
+    assert kept is not None
+    assert two_kinds.places.verified(kept).read_bytes() == b"F16"
+
+
+def test_a_format_gets_settings_for_each_preference(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More threads, less for one stream: only who serves many wants them."""
+    said: list[str] = []
+    options = replace(search.options, formats=("Q8_0",), threads=(2, 4), batches=(512, 1024))
+    busy = replace(search, options=options, say=said.append)
+    measure = FakeLlama.__call__
+
+    def crowded(self: FakeLlama, job: AnyJob, answer: type[R]) -> R:
+        found = measure(self, job, answer)
+        if isinstance(job, MeasureSpeed) and isinstance(found, Timing) and job.threads == 4:
+            speed = structs.replace(found.speed, single=found.speed.single / 2)
+            return structs.replace(found, speed=speed)
+        return found
+
+    monkeypatch.setattr(FakeLlama, "__call__", crowded)
+    profile = busy.tune()
+    settings = {
+        name: (profile.chosen(name).trial.threads, profile.chosen(name).trial.batch_tokens)
+        for name in ("fast", "fast/latency", "fast/throughput")
+    }
+    assert settings == {
+        "fast": (2, 1024),
+        "fast/latency": (2, 1024),
+        "fast/throughput": (4, 1024),
+    }
+    assert [c.trial.format for c in profile.candidates] == [ORIGINAL, "Q8_0", "Q8_0"]
+    assert [weights.format for weights in profile.weights] == ["Q8_0"]
+    assert len([line for line in said if "batch_tokens, round 1" in line]) == 2 * 3
+
+
 def test_rounds_alternate_with_the_original_in_both_orders(
     search: Search, llama: FakeLlama
 ) -> None:
@@ -149,7 +207,7 @@ def test_rounds_alternate_with_the_original_in_both_orders(
 def test_threads_and_batches_are_varied_for_the_chosen(search: Search, llama: FakeLlama) -> None:
     options = replace(search.options, threads=(2, 1, 4), batches=(512, 1024))
     profile = replace(search, options=options).tune()
-    for name in profile.choices:
+    for name in CHOICES:
         assert (profile.chosen(name).trial.threads, profile.chosen(name).trial.batch_tokens) == (
             4,
             1024,
@@ -218,9 +276,9 @@ def test_nothing_faster_means_the_original(search: Search, monkeypatch: pytest.M
     for format in ("BF16", "Q8_0", "Q4_0"):
         monkeypatch.setitem(FORMATS, format, (0.001, 0.9))
     profile = search.tune()
-    assert {profile.chosen(name).trial.format for name in profile.choices} == {ORIGINAL}
+    assert {profile.chosen(name).trial.format for name in CHOICES} == {ORIGINAL}
     assert profile.weights == []
-    assert profile.best_offer() is None
+    assert list(profile.offers()) == []
 
 
 def test_too_little_space_is_said_before_anything_is_made(search: Search, llama: FakeLlama) -> None:
