@@ -56,6 +56,21 @@ _PLAIN_FILTERS = (
 _METHODS = (BuiltinMethodType, MethodType)
 
 
+class JsonText(dict[str, Any]):
+    """A JSON object that `tojson` writes as its text has it, unless a form is asked for.
+
+    So a call that the model made is found again in the prefix cache, however it spaced it.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Raises `ValueError` where `text` is no JSON object."""
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        super().__init__(value)
+        self.text = text
+
+
 class Refusal(Exception):
     """The template called `raise_exception`."""
 
@@ -254,6 +269,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if step > JSON_INDENT_MAX or any(len(mark) > JSON_INDENT_MAX for mark in separators or ()):
             raise LimitExceeded
         self._budget.spend(self._budget.weigh(value))
+        if isinstance(value, JsonText) and not (ensure_ascii or indent or separators or sort_keys):
+            return value.text
         return json.dumps(
             value,
             ensure_ascii=ensure_ascii,

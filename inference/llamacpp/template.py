@@ -1,20 +1,22 @@
-"""The model's chat template: messages in, prompt text out."""
+"""The model's chat template: messages and tools in, prompt text out."""
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
+from typing import Any
 
 import jinja2
 
 from inference.errors import TemplateError
 from inference.llamacpp.budget import Budget, LimitExceeded
-from inference.llamacpp.sandbox import Refusal, TemplateEnvironment
-from inference.types import ChatMessage
+from inference.llamacpp.sandbox import JsonText, Refusal, TemplateEnvironment
+from inference.types import ChatMessage, ChatPrompt, Tool, ToolCall
 
 SOURCE_MAX_CHARS = 512 * 1024
 PROMPT_MAX_CHARS = 4 * 1024 * 1024
@@ -66,7 +68,7 @@ class ChatTemplate:
                 f"The model's chat template cannot be compiled: {type(error).__name__}."
             ) from None
 
-    def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool) -> str:
+    def render(self, prompt: ChatPrompt) -> str:
         """Render the prompt text.
 
         Raises `TemplateError` when the template refuses the messages, fails, or exceeds
@@ -76,7 +78,7 @@ class ChatTemplate:
             raise RuntimeError("chat templates are rendered on the main thread only")
         try:
             with _deadline(self._limit_seconds):
-                return self._render(messages, add_generation_prompt)
+                return self._render(prompt)
         except _TimeIsUp:
             text = f"The chat template ran longer than {self._limit_seconds:g} seconds."
         except LimitExceeded:
@@ -88,15 +90,17 @@ class ChatTemplate:
             text = f"The chat template failed{_at_line(error)}: {type(error).__name__}."
         raise TemplateError(text, param="messages")
 
-    def _render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool) -> str:
+    def _render(self, prompt: ChatPrompt) -> str:
         self._budget.renew()
+        given = {
+            "messages": _as_dicts(prompt.messages),
+            "add_generation_prompt": prompt.add_generation_prompt,
+        }
+        if prompt.tools:
+            given["tools"] = [_tool(tool) for tool in prompt.tools]
         pieces: list[str] = []
         size = 0
-        for piece in self._template.generate(
-            self._constants,
-            messages=[_as_dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-        ):
+        for piece in self._template.generate(dict(prompt.variables), **self._constants | given):
             pieces.append(piece)
             size += len(piece)
             if size > self._max_chars:
@@ -138,12 +142,51 @@ def _deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, signal.SIG_DFL if previous is None else previous)
 
 
-def _as_dict(message: ChatMessage) -> dict[str, str]:
-    """Leave `name` out when there is none: templates test whether it is defined."""
-    fields = {"role": message.role, "content": message.content}
-    if message.name is not None:
-        fields["name"] = message.name
+def _as_dicts(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """The messages in the form that templates expect, with the name of each result's tool."""
+    names: dict[str | None, str] = {}
+    fields = []
+    for message in messages:
+        names |= {call.id: call.name for call in message.tool_calls}
+        fields.append(_as_dict(message, name=message.name or names.get(message.tool_call_id)))
     return fields
+
+
+def _as_dict(message: ChatMessage, name: str | None) -> dict[str, Any]:
+    """Leave out what there is not: templates test whether it is defined."""
+    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    if name is not None:
+        fields["name"] = name
+    if message.reasoning is not None:
+        fields["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        fields["tool_calls"] = [_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = message.tool_call_id
+    return fields
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    """The arguments as an object: of text, some templates would make a JSON string.
+
+    Those that are no JSON, because they were broken off, stay text.
+    """
+    arguments: JsonText | str
+    try:
+        arguments = JsonText(call.arguments)
+    except (ValueError, RecursionError):
+        arguments = call.arguments
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    try:
+        parameters = json.loads(tool.parameters)
+    except (ValueError, RecursionError):
+        parameters = {}
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 def _at_line(error: BaseException) -> str:

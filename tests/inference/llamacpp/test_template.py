@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from inference.errors import TemplateError
 from inference.llamacpp.template import SOURCE_MAX_CHARS, ChatTemplate
-from inference.types import ChatMessage
+from inference.types import ChatMessage, ChatPrompt
 
 CHATML = (
     "{% for message in messages %}"
@@ -93,13 +93,13 @@ def compiled(source: str, *, seconds: float = 5.0, chars: int = 100_000) -> Chat
     return ChatTemplate(source, bos="<s>", eos="</s>", limit_seconds=seconds, max_chars=chars)
 
 
-def said(*turns: tuple[str, str]) -> list[ChatMessage]:
-    return [ChatMessage(role=role, content=content) for role, content in turns]
+def prompt(*turns: tuple[str, str], **fields: Any) -> ChatPrompt:
+    messages = tuple(ChatMessage(role=role, content=content) for role, content in turns)
+    return ChatPrompt(messages=messages, **fields)
 
 
 def rendered(source: str, *turns: tuple[str, str], chars: int = 100_000, **kwargs: Any) -> str:
-    template = compiled(source, chars=chars, **kwargs)
-    return template.render(said(*turns), add_generation_prompt=True)
+    return compiled(source, chars=chars, **kwargs).render(prompt(*turns))
 
 
 def failure(source: str, *turns: tuple[str, str], **kwargs: Any) -> str:
@@ -116,9 +116,8 @@ def test_chatml() -> None:
         "<|im_start|>user\n¿Qué? 🙂<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert compiled(CHATML).render(said(("user", "x")), add_generation_prompt=False) == (
-        "<|im_start|>user\nx<|im_end|>\n"
-    )
+    closed = prompt(("user", "x"), add_generation_prompt=False)
+    assert compiled(CHATML).render(closed) == "<|im_start|>user\nx<|im_end|>\n"
 
 
 def test_llama_3_like() -> None:
@@ -169,11 +168,11 @@ def test_any_text_goes_through_unchanged(turns: list[tuple[str, str]]) -> None:
 
 def test_name_is_there_only_when_it_was_given() -> None:
     source = "{% for m in messages %}{{ m.name if m.name is defined else '-' }}{% endfor %}"
-    messages = [
+    messages = (
         ChatMessage(role="user", content="", name="Ada"),
         ChatMessage(role="user", content=""),
-    ]
-    assert compiled(source).render(messages, add_generation_prompt=False) == "Ada-"
+    )
+    assert compiled(source).render(ChatPrompt(messages=messages)) == "Ada-"
 
 
 @pytest.mark.parametrize(
@@ -353,9 +352,9 @@ def test_the_alarm_is_given_back() -> None:
 def test_a_template_can_be_used_again_after_a_failure() -> None:
     template = compiled("{{ messages[0].content * 50000 }}")
     with pytest.raises(TemplateError):
-        template.render(said(("user", "abc")), add_generation_prompt=True)
+        template.render(prompt(("user", "abc")))
     for _ in range(200):  # more than the budget of one rendering
-        assert len(template.render(said(("user", "a")), add_generation_prompt=True)) == 50_000
+        assert len(template.render(prompt(("user", "a")))) == 50_000
 
 
 def test_refusals_quote_the_template_and_never_the_messages() -> None:
@@ -391,6 +390,6 @@ def test_a_source_that_is_no_template_is_refused_at_once(source: str, text: str)
 def test_only_the_main_thread_renders() -> None:
     template = compiled(CHATML)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(template.render, said(("user", "hi")), True)
+        future = pool.submit(template.render, prompt(("user", "hi")))
         with pytest.raises(RuntimeError, match="main thread"):
             future.result()
