@@ -6,15 +6,15 @@ import contextlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from models.catalog import load_catalog, parse_entry, read_user_catalog
 from models.entry import Capability, Entry, PathSource, Sampling
-from models.errors import DuplicateModel, NotGguf, StoreFailed
+from models.errors import CatalogError, DuplicateModel, NotGguf, StoreFailed
 from models.gguf_metadata import GgufMetadata, read_gguf
 from models.locks import file_lock
 from models.places import Places, default_places
@@ -41,12 +41,16 @@ class Description:
     sampling: Sampling
 
 
-def describe(path: Path) -> Description:
-    """Read a GGUF file's header; raises NotGguf, also for files that are no whole model."""
+def describe(path: Path, *, kind: Literal["model", "adapter"] = "model") -> Description:
+    """Read a GGUF file's header; raises NotGguf, also for files that are no whole model.
+
+    `kind` is what it has to be.
+    """
     metadata = read_gguf(path)
-    kind = metadata.text("general.type") or "model"
-    if kind != "model":
-        raise NotGguf(f"{path} is no model that can be served: its type is {kind}")
+    found = metadata.text("general.type") or "model"
+    if found != kind:
+        hint = "; name its model with --base" if found == "adapter" else ""
+        raise NotGguf(f"{path} is no {kind} that can be served: its type is {found}{hint}")
     if metadata.architecture in ("", "clip"):
         named = metadata.architecture or "not named"
         raise NotGguf(f"{path} is no model that can be served: its architecture is {named}")
@@ -66,16 +70,23 @@ def describe(path: Path) -> Description:
 
 
 def add(
-    file: Path, *, id: str | None = None, places: Places | None = None, progress: bool = True
+    file: Path,
+    *,
+    id: str | None = None,
+    base: str | None = None,
+    scale: float = 1.0,
+    places: Places | None = None,
+    progress: bool = True,
 ) -> Entry:
     """Write an entry for `file` into the user's catalogue; the file stays where it is.
 
-    Without `id` the file's name is taken. Raises NotGguf, DuplicateModel, CatalogError
-    for an id that cannot be one, and StoreFailed.
+    Without `id` the file's name is taken. With `base` the file is a LoRA adapter of that
+    entry, which applies at `scale`. Raises NotGguf, UnknownModel, DuplicateModel,
+    CatalogError for an id or a base that cannot be one, and StoreFailed.
     """
     places = places or default_places()
     path = Path(os.path.abspath(file))  # links stay: a hub's cache links to nameless blobs
-    described = describe(path)
+    described = describe(path) if base is None else _describe_adapter(path, base, places)
     if path.suffix != ".gguf" or not _is_utf8(path):
         raise NotGguf(f"{path!s:.200}: the name must be UTF-8 and end in .gguf")
     try:
@@ -83,7 +94,7 @@ def add(
         with file_lock(places.user_catalog.with_suffix(".lock")):
             chosen = id if id is not None else id_from(path)
             _refuse_duplicates(chosen, path, places)
-            entry = _entry(chosen, path, described, progress=progress)
+            entry = _entry(chosen, path, described, base=base, scale=scale, progress=progress)
             _append(entry, places.user_catalog)
     except OSError as error:
         raise StoreFailed(f"{error.filename or path}: {error.strerror}") from error
@@ -106,6 +117,8 @@ def to_toml(entry: Entry) -> str:
     fields = msgspec.to_builtins(entry)
     tables = {"source": fields.pop("source"), "sampling": entry.sampling.given()}
     del fields["sampling"]
+    if entry.base is None:
+        del fields["scale"]
     lines = ["[[models]]", *_assignments(fields)]
     for name, table in tables.items():
         if table:
@@ -161,7 +174,15 @@ def _refuse_duplicates(id: str, path: Path, places: Places) -> None:
         raise DuplicateModel(f"the id {id!r} is already in the catalogue; choose another (--id)")
 
 
-def _entry(id: str, path: Path, described: Description, *, progress: bool) -> Entry:
+def _entry(
+    id: str,
+    path: Path,
+    described: Description,
+    *,
+    base: str | None,
+    scale: float,
+    progress: bool,
+) -> Entry:
     raw: dict[str, Any] = {
         "id": id,
         "source": {"type": "path", "path": str(path)},
@@ -176,7 +197,23 @@ def _entry(id: str, path: Path, described: Description, *, progress: bool) -> En
     }
     if described.context_length is not None:
         raw["context_length"] = described.context_length
+    if base is not None:
+        raw |= {"base": base, "scale": scale}
     return parse_entry(raw, where="the new entry")
+
+
+def _describe_adapter(path: Path, base: str, places: Places) -> Description:
+    """What an adapter does not say, its base does."""
+    entry = load_catalog(places).get(base)
+    if entry.base is not None:
+        raise CatalogError(f"{base} is an adapter itself")
+    said = describe(path, kind="adapter")
+    return replace(
+        said,
+        context_length=entry.context_length,
+        license=said.license if said.license != "unknown" else entry.license,
+        capabilities=entry.capabilities,
+    )
 
 
 def _append(entry: Entry, catalog: Path) -> None:

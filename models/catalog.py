@@ -75,6 +75,11 @@ def load_catalog(places: Places | None = None) -> Catalog:
             raise CatalogError(
                 f"{user_file}: entry {entry.id!r}: draft: no entry is called {entry.draft!r}"
             )
+        if entry.base is not None:
+            base = merged.get(entry.base)
+            if base is None or base.base is not None:
+                what = "no entry is called" if base is None else "this is an adapter itself:"
+                raise CatalogError(f"{user_file}: entry {entry.id!r}: base: {what} {entry.base!r}")
     return Catalog(entries=tuple(merged.values()), default=default)
 
 

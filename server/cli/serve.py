@@ -13,10 +13,7 @@ from server.cli.options import CompactHelp, add_settings
 from server.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:  # `headrace serve --help` should not wait for these
-    from inference.engine import Engine
-    from models import LocalModel
     from server.auth import ApiKeys
-    from server.served import ServedModel
 
 EPILOG = (
     "Each option can also be a variable (HEADRACE_MAX_N) or a line of the file (max_n = 4); "
@@ -29,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "serve",
         help=COMMANDS["serve"],
-        description="Serve one model over HTTP, in the shape of the OpenAI API.",
+        description="Serve models over HTTP, in the shape of the OpenAI API.",
         epilog=EPILOG,
         formatter_class=CompactHelp,
         add_help=False,
@@ -51,12 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def serve(settings: Settings, *, again: Callable[[], Settings]) -> int:
-    """Bind, find the model, and serve it. What is quick to fail comes first.
+    """Bind, find the models, and serve them. What is quick to fail comes first.
 
     `again` puts the settings together once more, for a reload.
     """
     from server.app import create_app
     from server.cli.banner import banner
+    from server.cli.engines import models_of
     from server.cli.hosting import Hosting
     from server.cli.listen import bind
     from server.logs import configure_logging
@@ -71,21 +69,22 @@ def serve(settings: Settings, *, again: Callable[[], Settings]) -> int:
     keys = _keys(settings, store)
     listener = bind(settings, keyed=keys is not None)
     with listener.socket:
-        engine, model, profile = _engine(settings)
+        models, profile = models_of(settings)
 
         def announce() -> None:
             text = banner(
-                engine.info,
+                models.default.info,
                 version=installed("headrace") or "",
                 url=listener.url,
                 loopback=listener.loopback,
                 api_key_file=settings.api_key_file,
                 key_store=store,
                 profile=profile,
+                others=[served.id for served in models.all[1:]],
             )
             print(text, flush=True)
 
-        app = create_app(settings, engine, model=model, keys=keys)
+        app = create_app(settings, models, keys=keys)
         Hosting(
             app=app,
             edge=app.state.edge,
@@ -142,91 +141,3 @@ def _keys(settings: Settings, store: Path | None) -> ApiKeys | None:
         return ApiKeys(files=KeyFiles(plain=plain, store=store))
     except KeyFileError as error:
         raise CommandError(f"key store {error}") from None
-
-
-def _engine(settings: Settings) -> tuple[Engine, ServedModel, str | None]:
-    """The engine, not yet started, the model under the name that clients use, its profile."""
-    if settings.engine == "scripted":
-        if settings.profile != "original":
-            raise CommandError("--profile: the scripted engine has no weights")
-        if settings.draft_model not in ("auto", "off"):
-            raise CommandError("draft_model: the scripted engine has no weights")
-        return *_scripted(settings), None
-    if settings.script is not None:
-        raise CommandError("--script: only --engine scripted plays a script")
-    return _llamacpp(settings)
-
-
-def _llamacpp(settings: Settings) -> tuple[Engine, ServedModel, str | None]:
-    from inference.llamacpp.client import LlamaCppEngine
-    from inference.llamacpp.messages import WorkerConfig
-    from inference.supervisor import RestartPolicy
-    from models import ModelError, resolve
-    from models.places import default_places
-    from server.cli.tuned import weights_for
-    from server.served import ServedModel
-
-    if settings.kv_disk and not settings.kv_host_memory:
-        raise CommandError("--kv-disk: takes what --kv-host-memory displaces, which is 0")
-    try:
-        found = resolve(settings.model, offline=settings.offline)
-    except ModelError as error:
-        raise CommandError(f"--model {settings.model}: {error}") from None
-    draft = _draft(settings, found)
-    weights = weights_for(settings, found)
-    config = WorkerConfig(
-        model_id=found.id,
-        model_path=str(weights.path),
-        lanes=settings.lanes,
-        context=settings.context,
-        cache_tokens=settings.cache_tokens,
-        threads=weights.threads,
-        batch_tokens=weights.batch_tokens,
-        gpu_layers=settings.gpu_layers,
-        layout=settings.layout,
-        host_memory_bytes=settings.kv_host_memory << 20,
-        disk_bytes=settings.kv_disk << 20,
-        disk_dir=str(settings.kv_disk_dir or default_places().lanes),
-        disk_fetch_seconds=settings.kv_disk_seconds,
-        target_itl_seconds=settings.target_itl_ms / 1000,
-        speculation=settings.speculation,
-        draft_id="" if draft is None else draft.id,
-        draft_path="" if draft is None else str(draft.path),
-        device_sampling=settings.device_sampling,
-        # The edge refuses first: the engine only has to hold what the edge admits.
-        max_waiting=settings.max_requests * settings.max_n,
-    )
-    created = int(found.path.stat().st_mtime)
-    model = ServedModel(id=found.id, created=created, sampling=dict(found.sampling))
-    engine = LlamaCppEngine(
-        config,
-        policy=RestartPolicy(step_seconds=settings.step_seconds),
-        replay_seconds=settings.replay_seconds,
-    )
-    return engine, model, weights.words
-
-
-def _draft(settings: Settings, found: LocalModel) -> LocalModel | None:
-    """The model that drafts for the one that was `found`: its entry's, or what is set."""
-    from models import ModelError, resolve
-
-    name = found.draft if settings.draft_model == "auto" else settings.draft_model
-    if name is None or name == "off" or settings.speculation == "off":
-        return None
-    try:
-        return resolve(name, offline=settings.offline)
-    except ModelError as error:
-        raise CommandError(f"draft_model {name}: {error}") from None
-
-
-def _scripted(settings: Settings) -> tuple[Engine, ServedModel]:
-    """The engine that needs no model. It takes the name of any, to stand in for it."""
-    from inference.scripted import Script, ScriptedEngine, ScriptError, load_script
-    from server.served import ServedModel
-
-    try:
-        script = Script() if settings.script is None else load_script(settings.script)
-    except ScriptError as error:
-        raise CommandError(f"--script {error}") from None
-    name = "scripted" if settings.model == "default" else settings.model
-    return ScriptedEngine(script, model_id=name), ServedModel(id=name)

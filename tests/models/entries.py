@@ -30,24 +30,27 @@ def make_entry(source: Source = HUB_SOURCE, *, content: bytes = CONTENT, id: str
     )
 
 
-def package_source(directory: Path, *, content: bytes = CONTENT) -> PackageSource:
+def package_source(
+    directory: Path, *, content: bytes = CONTENT, name: str = "tiny-weights"
+) -> PackageSource:
     """Build a wheel in `directory` that carries `content` and depends on something absent."""
-    wheel = directory / "tiny_weights-1.0-py3-none-any.whl"
-    info = "tiny_weights-1.0.dist-info"
+    module = name.replace("-", "_")
+    wheel = directory / f"{module}-1.0-py3-none-any.whl"
+    info = f"{module}-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("tiny_weights/tiny.gguf", content)
+        archive.writestr(f"{module}/tiny.gguf", content)
         archive.writestr(
             f"{info}/METADATA",
-            "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
             "Requires-Dist: a-package-that-is-nowhere\n",
         )
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
     return PackageSource(
-        package="tiny-weights",
+        package=name,
         version="1.0",
         sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        member="tiny_weights/tiny.gguf",
+        member=f"{module}/tiny.gguf",
     )
 
 

@@ -37,7 +37,8 @@ def test_the_users_entries_come_after_and_over_the_shipped_ones(places: Places) 
     _user(places, 'default = "tiny"\n' + VALID + VALID.replace('id = "tiny"', shipped))
     catalog = load_catalog(places)
     assert catalog.default == "tiny"
-    assert [entry.id for entry in catalog.entries] == ["smollm2-135m-instruct", "tiny"]
+    ids = ["smollm2-135m-instruct", "all-minilm-l6-v2", "gemma3-270m", "tiny"]
+    assert [entry.id for entry in catalog.entries] == ids
     assert catalog.get("smollm2-135m-instruct").license == "MIT"
 
 
@@ -137,3 +138,30 @@ def test_places_follow_xdg_and_ignore_relative_values() -> None:
     places = Places.from_environ({"HOME": "/h", "XDG_CACHE_HOME": "cache", "XDG_DATA_HOME": "/d"})
     assert places.store == Path("/h/.cache/headrace/models")
     assert places.user_catalog == Path("/d/headrace/catalog.toml")
+
+
+ADAPTER = VALID.replace('id = "tiny"', 'id = "voice"\nbase = "tiny"\nscale = 0.5')
+
+
+def test_an_adapter_names_its_base(places: Places) -> None:
+    _user(places, VALID + ADAPTER)
+    entry = load_catalog(places).get("voice")
+    assert (entry.base, entry.scale) == ("tiny", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ADAPTER, "entry 'voice': base: no entry is called 'tiny'"),
+        (
+            VALID + ADAPTER + ADAPTER.replace('"voice"', '"loud"').replace('"tiny"', '"voice"', 1),
+            "entry 'loud': base: this is an adapter itself: 'voice'",
+        ),
+        (ADAPTER.replace('base = "tiny"', 'base = "voice"'), "'voice': .*base must be another"),
+        (VALID.replace("size = 10", "size = 10\nscale = 2.0"), "'tiny': .*have a base"),
+    ],
+)
+def test_what_cannot_be_a_base(text: str, message: str, places: Places) -> None:
+    _user(places, text)
+    with pytest.raises(CatalogError, match=message):
+        load_catalog(places)

@@ -93,3 +93,11 @@ def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing.gguf"):
         with pytest.raises(NotGguf, match="cannot be read"):
             read_gguf(path)
+
+
+def test_what_is_said_of_layers_and_tensors_is_kept(tmp_path: Path) -> None:
+    values = {"general.architecture": "x", "x.per_layer": [0.5, 2.0], "x.long": [0.0] * 1025}
+    metadata = read_gguf(_write(tmp_path / "a.gguf", gguf_bytes(values)))
+    assert metadata.arrays == {"x.per_layer": (0.5, 2.0)}
+    (tensor,) = metadata.tensors
+    assert (tensor.name, tensor.shape, tensor.kind, tensor.size) == ("weight", (32,), "F32", 128)

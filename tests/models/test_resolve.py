@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models import ModelError, Places, UnknownModel, resolve
+from models import Adapter, ModelError, Places, UnknownModel, named, resolve
 from models.adding import add, id_from, to_toml
 from models.catalog import load_catalog, parse_catalog
 from models.entry import PathSource, Sampling
@@ -176,3 +176,58 @@ def test_what_cannot_be_resolved_says_why(mine: Path, places: Places, tmp_path: 
         assert isinstance(caught.value, ModelError)
     with pytest.raises(NotPulled, match="offline"):
         resolve("default", offline=True, places=places)
+
+
+def test_an_adapter_is_its_base_with_a_file_more(
+    mine: Path, places: Places, tmp_path: Path
+) -> None:
+    base = add(mine, places=places, progress=False)
+    (tmp_path / "voice.gguf").write_bytes(b"an adapter")
+    source = PathSource(path=str(tmp_path / "voice.gguf"))
+    entry = changed(
+        make_entry(source, content=b"an adapter"),
+        id="voice",
+        base=base.id,
+        scale=0.5,
+        sampling=Sampling(top_k=3),
+    )
+    with places.user_catalog.open("a") as catalog:
+        catalog.write("\n" + to_toml(entry))
+    found = resolve("voice", places=places, progress=False)
+    assert (found.id, found.path) == ("voice", mine)
+    assert found.adapters == (Adapter(path=tmp_path / "voice.gguf", scale=0.5),)
+    assert dict(found.sampling) == {"temperature": 0.7, "top_k": 3}
+    assert found.context_length == 2048
+    (tmp_path / "voice.gguf").write_bytes(b"an adaptor")
+    with pytest.raises(HashMismatch):
+        resolve("voice", places=places, progress=False)
+
+
+def test_a_name_is_known_before_its_file_is_here(mine: Path, places: Places) -> None:
+    assert named("gemma3-270m", places=places).id == "gemma3-270m"
+    assert named("default", places=places).sampling == {"temperature": 0.2, "top_p": 0.9}
+    assert named(str(mine), places=places).sampling == {"temperature": 0.7, "top_k": 20}
+    mine.write_bytes(b"no model")
+    assert named(str(mine), places=places).id == "my-model-v2"
+    with pytest.raises(UnknownModel):
+        named("nobody", places=places)
+
+
+def test_an_adapter_is_added_with_its_base(mine: Path, places: Places, tmp_path: Path) -> None:
+    add(mine, id="base", places=places, progress=False)
+    path = tmp_path / "voice.gguf"
+    path.write_bytes(gguf_bytes({"general.architecture": "llama", "general.type": "adapter"}))
+    with pytest.raises(NotGguf, match="its type is adapter; name its model with --base"):
+        add(path, places=places, progress=False)
+    with pytest.raises(UnknownModel):
+        add(path, base="nobody", places=places, progress=False)
+    with pytest.raises(NotGguf, match="no adapter"):
+        add(mine, id="other", base="base", places=places, progress=False)
+    entry = add(path, base="base", scale=0.5, places=places, progress=False)
+    assert load_catalog(places).get("voice") == entry
+    assert (entry.base, entry.scale, entry.license) == ("base", 0.5, "mit")
+    assert (entry.context_length, entry.capabilities) == (2048, ("chat", "completion"))
+    found = resolve("voice", places=places, progress=False)
+    assert found.adapters == (Adapter(path=path, scale=0.5),)
+    with pytest.raises(CatalogError, match="an adapter itself"):
+        add(path, id="loud", base="voice", places=places, progress=False)

@@ -51,10 +51,21 @@ def test_an_open_server_is_called_open() -> None:
 
 
 def test_the_banner_says_which_weights_where_there_is_a_choice() -> None:
-    offer = "original; a tuned profile is 2.1 times as fast: --profile near-lossless"
+    offer = "original; faster here: --profile near-lossless (2.1 times)"
     text = banner(INFO, version="", url=URL, loopback=True, api_key_file=None, profile=offer)
     assert f"  profile       {offer}\n" in text
     assert "profile" not in banner(INFO, version="", url=URL, loopback=True, api_key_file=None)
+
+
+def test_a_model_that_generates_nothing_is_tried_with_what_it_does() -> None:
+    embeds = msgspec.structs.replace(INFO, embedding_length=384, context_length=512)
+    text = banner(embeds, version="", url=URL, loopback=True, api_key_file=None)
+    assert "  makes         384 dimensions\n  context       512 tokens an input\n" in text
+    assert "lanes" not in text
+    assert "/v1/embeddings" in text.splitlines()[-1]
+    ranks = msgspec.structs.replace(INFO, reranks=True)
+    text = banner(ranks, version="", url=URL, loopback=True, api_key_file=None)
+    assert "/v1/rerank" in text.splitlines()[-1]
 
 
 def test_the_curl_line_is_a_valid_request() -> None:
@@ -75,3 +86,11 @@ def test_the_curl_line_takes_the_key_from_its_file(tmp_path: Path) -> None:
     shown = subprocess.run(["bash", "-c", f"echo {header}"], capture_output=True, check=True)
     assert shown.stdout == b"Authorization: Bearer sk-one\n"
     assert FIRST_KEY in line
+
+
+def test_models_on_demand_are_named_but_not_all() -> None:
+    names = [f"model-{number}" for number in range(7)]
+    text = banner(
+        INFO, version="1", url="http://127.0.0.1:1", loopback=True, api_key_file=None, others=names
+    )
+    assert "  on demand     model-0, model-1, model-2, model-3, model-4 and 2 more\n" in text

@@ -73,6 +73,8 @@ def test_pull_list_show_and_verify_tell_one_story(
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["ID", "RESULT"],
         ["smollm2-135m-instruct", "not", "pulled"],
+        ["all-minilm-l6-v2", "not", "pulled"],
+        ["gemma3-270m", "not", "pulled"],
         ["tiny", "ok"],
     ]
 

@@ -1,0 +1,43 @@
+"""Waiting for a model that is not loaded, so that neither client nor proxy gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from inference.engine import Engine
+from inference.leases import Lease
+from inference.types import Queued
+from server.deadlines import DeadlineExceeded
+from server.served import Edge
+
+NOTICE_SECONDS = 5.0
+"""Who waits for a model is told its place so often."""
+
+
+async def places(
+    lease: Lease, *, seconds: float, count: Callable[[str], None]
+) -> AsyncGenerator[Queued, None]:
+    """While the model is not loaded, say so now and then; at most `seconds`, 0: any.
+
+    A load that is quick, or fails quickly, passes without a word. `count` is told when
+    the deadline passed. Raises `DeadlineExceeded`, `ModelLoadError`.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds if seconds else math.inf
+    while not await lease.granted(within_seconds=min(NOTICE_SECONDS, until - loop.time())):
+        if loop.time() >= until:
+            count("load")
+            raise DeadlineExceeded("load", seconds)
+        yield Queued(position=lease.position, expected_seconds=lease.expected_seconds)
+
+
+async def in_time(lease: Lease, edge: Edge) -> Engine:
+    """The engine of a model, loaded within `load_seconds`. Raises as `places` does."""
+    waiting = places(lease, seconds=edge.settings.load_seconds, count=edge.metrics.count_deadline)
+    async with aclosing(waiting):
+        async for _ in waiting:
+            pass
+    return await lease.engine()
