@@ -16,7 +16,9 @@ from server.wire.chat import ChatFields
 from server.wire.chat_events import ChatBody, ChatChunk
 from server.wire.completions import CompletionFields
 from server.wire.completions_events import CompletionBody
+from server.wire.embeddings import EmbeddingFields, EmbeddingsBody
 from server.wire.native import NativeEvent
+from server.wire.rerank import RerankBody, RerankFields
 from server.wire.responses import ResponseFields
 from server.wire.responses_body import DeletedBody, ResponseBody
 from server.wire.responses_events import ErrorEvent, ResponseEvent
@@ -106,6 +108,20 @@ OPERATIONS: Final = (
     ),
     Operation(
         method="POST",
+        path="/v1/embeddings",
+        summary="Turn texts or tokens into vectors.",
+        body=EmbeddingFields,
+        answer=EmbeddingsBody,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/rerank",
+        summary="Order documents by how relevant they are to a query.",
+        body=RerankFields,
+        answer=RerankBody,
+    ),
+    Operation(
+        method="POST",
         path="/v1/responses",
         summary="Begin a response.",
         body=ResponseFields,
@@ -189,6 +205,12 @@ OPERATIONS: Final = (
     ),
     Operation(method="GET", path="/v1/models", summary="The model's names.", answer=ModelsBody),
     Operation(method="GET", path="/v1/models/{name}", summary="The model.", answer=ModelBody),
+    Operation(
+        method="POST", path="/v1/models/{name}/load", summary="Load a model.", answer=ModelBody
+    ),
+    Operation(
+        method="POST", path="/v1/models/{name}/unload", summary="Unload a model.", answer=ModelBody
+    ),
     Operation(
         method="GET", path="/v1/queue", summary="Where one's requests stand.", answer=QueueBody
     ),

@@ -15,7 +15,16 @@ from typing import Any, Final
 from msgspec import Struct
 
 from server.openapi.operations import Schema
-from server.wire import chat, responses, unbuilt
+from server.wire import (
+    constraints,
+    messages,
+    responses,
+    responses_input,
+    responses_tools,
+    tools,
+    unbuilt,
+)
+from server.wire.chat import ChatFields
 from server.wire.completions import CompletionFields
 from server.wire.decoding import Harmless
 from server.wire.text import DetokenizeFields, TemplateFields, TokenizeFields
@@ -35,24 +44,38 @@ class Refinement:
     needed: tuple[str, ...] = ()
 
 
-ROLES: Final = {"role": tuple(chat.ROLES)}
+ROLES: Final = {"role": tuple(messages.ROLES)}
+SPEAKERS: Final = {"role": tuple(messages.SPEAKERS)}
+FUNCTION: Final = {"type": ("function",)}
 
 REFINEMENTS: Final = (
-    Refinement(kind=chat.ChatFields, harmless=unbuilt.CHAT),
-    Refinement(kind=chat.MessageFields, harmless=unbuilt.MESSAGE, words=ROLES, needed=("content",)),
+    Refinement(kind=ChatFields, harmless=unbuilt.CHAT),
+    Refinement(kind=messages.MessageFields, harmless=unbuilt.MESSAGE, words=ROLES),
+    Refinement(kind=messages.CallFields, words=FUNCTION),
+    Refinement(
+        kind=tools.ToolFields, harmless={"custom": ()}, words=FUNCTION, needed=("function",)
+    ),
+    Refinement(kind=constraints.StructuredOutputs, harmless=unbuilt.STRUCTURED),
     Refinement(kind=CompletionFields, harmless=unbuilt.COMPLETIONS),
     Refinement(kind=responses.ResponseFields, harmless=responses.UNBUILT),
-    Refinement(kind=responses.ItemFields, harmless=responses.UNBUILT_ITEM, words=ROLES),
-    Refinement(kind=responses.InputTextPart, harmless=responses.UNBUILT_PART),
-    Refinement(kind=responses.OutputTextPart, harmless=responses.UNBUILT_PART),
+    Refinement(kind=responses.TextFields, harmless=responses.UNBUILT_TEXT),
+    Refinement(kind=responses.ReasoningFields, harmless=responses.UNBUILT_REASONING),
+    Refinement(kind=responses_tools.FlatTool, harmless=responses_tools.UNBUILT_TOOL),
+    Refinement(
+        kind=responses_input.ItemFields, harmless=responses_input.UNBUILT_ITEM, words=SPEAKERS
+    ),
+    Refinement(kind=responses_input.InputTextPart, harmless=responses_input.UNBUILT_PART),
+    Refinement(kind=responses_input.OutputTextPart, harmless=responses_input.UNBUILT_PART),
     Refinement(kind=TokenizeFields),
     Refinement(kind=DetokenizeFields),
     Refinement(kind=TemplateFields),
 )
 
 UNBUILT_PARTS: Final = (
-    *(chat.ImagePart, chat.AudioPart, chat.FilePart, chat.RefusalPart),
-    *(responses.ImagePart, responses.AudioPart, responses.FilePart, responses.RefusalPart),
+    *(messages.ImagePart, messages.AudioPart, messages.FilePart, messages.RefusalPart),
+    *(tools.CustomChoice, constraints.StructuralTagFormat),
+    *(responses_input.ImagePart, responses_input.AudioPart),
+    *(responses_input.FilePart, responses_input.RefusalPart),
 )
 """Alternatives that are known, and always refused."""
 

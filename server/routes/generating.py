@@ -5,25 +5,30 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp
 
-from inference.types import GenerationRequest, Prompt
+from inference.dialects import Parser
+from inference.types import Constraint, GenerationRequest, Prompt, Thinking
 from server.access.audit import route_of
 from server.access.client import Client
 from server.answers import JsonAnswer
 from server.deadlines import ResponseDeadlines
+from server.disconnect import watched
 from server.errors import ApiError, invalid
+from server.firstload import FirstLoad
 from server.generation import Generation
+from server.models import Served
 from server.served import Edge
 from server.sse import EventStream, Framing
 from server.streams.live import Live
 from server.streams.registry import ID_BYTES
 from server.tickets import Ticket, estimate_tokens
 from server.views import OpenAiView, summarized
+from server.waiting import in_time
 from server.wire import shapes
 from server.wire.common import (
     Envelope,
@@ -40,9 +45,9 @@ RESUMABLE = "resumable"
 STREAM_ID_HEADER = b"x-headrace-stream-id"
 
 
-def limits_of(edge: Edge) -> Limits:
-    """The limits that hold now. Raises `EngineUnavailable` before the model is loaded."""
-    info = edge.engine.info
+def limits_of(edge: Edge, served: Served) -> Limits:
+    """The limits that hold for a model. Raises `EngineUnavailable` unless it is known."""
+    info = served.info
     return Limits(
         max_n=edge.settings.max_n,
         max_tokens=edge.settings.max_tokens_limit,
@@ -51,18 +56,56 @@ def limits_of(edge: Edge) -> Limits:
     )
 
 
-def envelope_of(edge: Edge, prefix: str) -> Envelope:
-    """Name a new response, now."""
+async def model_of(edge: Edge, request: Request, name: str) -> Served:
+    """The model that a new request names, once it is known what it is.
+
+    What a request may ask for depends on it, so the first request for a model waits until
+    it is loaded, before anything is answered. Later ones need not. Raises `ApiError`,
+    `ModelLoadError`, `ClientDisconnect`.
+    """
+    served = edge.models.require(name)
+    edge.lifecycle.require_open()
+    if served.known or served is edge.models.default:
+        return served  # the default one is on its way, or will never be there
+
+    async def loaded() -> None:
+        with edge.admission.slot(), served.lease() as lease:
+            await in_time(lease, edge)
+
+    await watched(request.receive, loaded())
+    return served
+
+
+async def on_model(
+    edge: Edge,
+    request: Request,
+    fields: GenerationFields,
+    answer: Callable[[Served], Awaitable[ASGIApp]],
+) -> ASGIApp:
+    """Answer with the model that the fields name, once it is known what it is.
+
+    Who asks for a stream is kept waiting with comments. Raises as `model_of` does.
+    """
+    served = edge.models.require(fields.model)
+    if not fields.stream or served.known or served is edge.models.default:
+        return await answer(await model_of(edge, request, fields.model))
+    edge.lifecycle.require_open()
+    return FirstLoad(edge, served, partial(answer, served))
+
+
+def envelope_of(served: Served, prefix: str) -> Envelope:
+    """Name a new response of a model, now. Raises `EngineUnavailable` unless it is known."""
     return Envelope(
         id=f"{prefix}-{secrets.token_hex(ID_BYTES)}",
         created=int(time.time()),
-        model=edge.model.id,
-        system_fingerprint=edge.fingerprint(),
+        model=served.id,
+        system_fingerprint=served.fingerprint(),
     )
 
 
 def generation_of(
     edge: Edge,
+    served: Served,
     request: HTTPConnection,
     envelope: Envelope,
     fields: GenerationFields,
@@ -73,13 +116,16 @@ def generation_of(
     logprobs: int | None,
     limits: Limits,
     names: Mapping[str, str],
+    constraint: Constraint | None = None,
+    thinking: Thinking | None = None,
+    parser: Callable[[], Parser] | None = None,
 ) -> Generation:
     """Put together the sequences: prompt by prompt, each `n` times.
 
     A seed is given to the first of the `n` as it is and counted on from there, or they
     would all say the same. Raises `ApiError` 400.
     """
-    sampling = sampling_of(fields, edge.model.sampling, limits)
+    sampling = sampling_of(fields, served.model.sampling, limits)
     stop = stop_of(fields)
     client: Client = request.state.access
     requests = [
@@ -92,6 +138,8 @@ def generation_of(
             ignore_eos=bool(fields.ignore_eos),
             stop=stop,
             logprobs=logprobs,
+            constraint=constraint,
+            thinking=thinking,
             client=client.id,
             priority=client.limits.priority,
         )
@@ -105,11 +153,12 @@ def generation_of(
         prompt_tokens=sum(map(estimate_tokens, prompts)),
         prompts=len(prompts),
         copies=n,
+        model=served.id,
     )
     request.state.ticket = ticket
     return Generation(
         id=envelope.id,
-        engine=edge.engine,
+        model=served,
         metrics=edge.metrics,
         board=edge.queue,
         ticket=ticket,
@@ -117,6 +166,7 @@ def generation_of(
         arrival=request.state.arrival,
         deadlines=ResponseDeadlines.of(edge.settings),
         names=names,
+        parser=parser,
         log_prompts=edge.settings.log_prompts,
     )
 
@@ -137,7 +187,8 @@ def begin(
     as it is being stored. Raises `ApiError` 429 and 503 when it is refused.
     """
     # The producer enters the ticket. Asked before, a refusal costs no log and no store.
-    edge.admission.check(client, prompt_tokens=generation.ticket.prompt_tokens)
+    ticket = generation.ticket
+    edge.admission.check(client, prompt_tokens=ticket.prompt_tokens, model=ticket.model)
     return edge.streams.create(
         generation.events,
         owner=client.id,

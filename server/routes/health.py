@@ -67,7 +67,7 @@ class HealthRoutes:
         return json_response(VersionBody(version=version("headrace")))
 
     def _health(self, *, up: bool) -> Response:
-        health = self._edge.engine.health()
+        health = self._edge.models.fleet.health()
         draining = self._edge.lifecycle.draining and health.state is EngineState.READY
         body = HealthBody(
             status="draining" if draining else health.state.value,

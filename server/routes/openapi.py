@@ -18,7 +18,7 @@ def routes(edge: Edge) -> list[Route]:
 
     @cache  # it takes 50 ms, which a server that nobody asks need not spend
     def body() -> bytes:
-        return msgspec.json.encode(document(edge.model.names))
+        return msgspec.json.encode(document(edge.models.names))
 
     async def show(_request: Request) -> Response:
         return Response(body(), media_type="application/json")

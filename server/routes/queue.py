@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic
 from typing import Literal
 
@@ -37,7 +38,10 @@ class QueuedRequestBody(Struct, frozen=True, kw_only=True):
 
 
 class QueueTotalsBody(Struct, frozen=True, kw_only=True):
-    """Sequences of all clients together, and when one that came now might start."""
+    """Sequences of all clients and models together, and when one that came now might start.
+
+    With several models that is the longest of their waits.
+    """
 
     running: int
     waiting: int
@@ -61,7 +65,8 @@ def routes(edge: Edge) -> list[Route]:
     async def show(request: Request) -> Response:
         now = monotonic()
         own = [_shown(listing, now) for listing in edge.queue.of(request.state.client)]
-        return json_response(QueueBody(data=own, totals=_totals(edge.engine.stats())))
+        stats = [served.stats() for served in edge.models.all]
+        return json_response(QueueBody(data=own, totals=_totals(stats)))
 
     return [Route("/v1/queue", show, methods=["GET"])]
 
@@ -81,12 +86,12 @@ def _shown(listing: Listing, now: float) -> QueuedRequestBody:
     )
 
 
-def _totals(stats: EngineStats) -> QueueTotalsBody:
+def _totals(models: Sequence[EngineStats]) -> QueueTotalsBody:
     return QueueTotalsBody(
-        running=stats.running,
-        waiting=stats.waiting,
-        parked=stats.parked,
-        lanes=stats.lanes_total,
-        waiting_tokens=stats.waiting_tokens,
-        expected_wait_seconds=round(stats.expected_wait_seconds, 3),
+        running=sum(stats.running for stats in models),
+        waiting=sum(stats.waiting for stats in models),
+        parked=sum(stats.parked for stats in models),
+        lanes=sum(stats.lanes_total for stats in models),
+        waiting_tokens=sum(stats.waiting_tokens for stats in models),
+        expected_wait_seconds=round(max(stats.expected_wait_seconds for stats in models), 3),
     )

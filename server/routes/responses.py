@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from server.answers import JsonAnswer, json_response
 from server.errors import ApiError, invalid
 from server.generation import Generation
+from server.models import Served
 from server.responses import (
     KIND,
     ResponsesFraming,
@@ -29,8 +30,9 @@ from server.responses import (
     first_body,
     projection_of,
 )
-from server.routes.generating import begin, generation_of, limits_of
+from server.routes.generating import begin, generation_of, limits_of, model_of
 from server.served import Edge
+from server.speech import speech_of
 from server.sse import EventStream
 from server.streams.live import Live, UnknownResponse
 from server.streams.readers import Reader
@@ -42,12 +44,12 @@ from server.wire.decoding import decode, read_json
 from server.wire.responses import (
     UNBUILT,
     ResponseFields,
-    input_of,
+    asked_of,
+    echoed,
     logprobs_of,
-    prompt_of,
-    refuse_unbuilt_items,
 )
 from server.wire.responses_body import DeletedBody, ResponseDetails
+from server.wire.responses_input import input_of, refuse_unbuilt_types
 from server.wire.responses_items import page_of
 from server.wire.responses_query import ItemsQuery, RetrieveQuery, decode_query
 
@@ -61,9 +63,10 @@ class ResponseRoutes:
     async def create(self, request: Request) -> ASGIApp:
         """Begin a response, and follow it, wait for its end or leave it to itself."""
         text = await read_json(request)
-        refuse_unbuilt_items(text)
+        refuse_unbuilt_types(text)
         fields = decode(text, ResponseFields, UNBUILT)
-        live = self._begin(request, fields)
+        served = await model_of(self._edge, request, fields.model)
+        live = self._begin(request, served, fields)
         forget = partial(self._forget, live) if live.rests else None
         if fields.stream:
             view = self._view(live.log.record, fresh=True)
@@ -105,13 +108,11 @@ class ResponseRoutes:
         details = responses_body.decode(record.details)
         return json_response(page_of(record.id, details, query))
 
-    def _begin(self, request: Request, fields: ResponseFields) -> Live:
+    def _begin(self, request: Request, served: Served, fields: ResponseFields) -> Live:
         """Start the response that was asked for. Raises `ApiError`, `EngineError`."""
         edge, settings = self._edge, self._edge.settings
-        edge.model.require(fields.model)
-        edge.lifecycle.require_open()
         stored = self._stored(fields)
-        generation, details = self._generation(request, fields, stored=stored)
+        generation, details = self._generation(request, served, fields, stored=stored)
         detach_seconds: float | None = settings.disconnect_grace_seconds
         if stored:
             detach_seconds = None if fields.background else settings.detach_seconds or None
@@ -136,33 +137,48 @@ class ResponseRoutes:
         return stored
 
     def _generation(
-        self, request: Request, fields: ResponseFields, *, stored: bool
+        self, request: Request, served: Served, fields: ResponseFields, *, stored: bool
     ) -> tuple[Generation, ResponseDetails]:
         edge = self._edge
-        limits = limits_of(edge)
+        limits = limits_of(edge, served)
         check_counts(fields, prompts=1, limits=limits)
-        items, logprobs, bound = input_of(fields), logprobs_of(fields), fields.max_output_tokens
+        items, logprobs, bound = (
+            input_of(fields.input),
+            logprobs_of(fields),
+            fields.max_output_tokens,
+        )
+        asked = asked_of(fields, items, served.info.thinking)
+        speech = speech_of(asked, served.info)
         envelope = Envelope(
             id=f"{responses_body.ID_PREFIX}{secrets.token_hex(ID_BYTES)}",
             created=int(time.time()),
-            model=edge.model.id,
-            system_fingerprint=edge.fingerprint(),
+            model=served.id,
+            system_fingerprint=served.fingerprint(),
         )
         generation = generation_of(
             edge,
+            served,
             request,
             envelope,
             fields,
-            prompts=[prompt_of(fields.instructions, items)],
+            prompts=[asked.prompt],
             n=1,
             max_tokens=max_tokens_of(bound, "max_output_tokens", fields.min_tokens or 0, limits),
             logprobs=logprobs,
             limits=limits,
-            names={"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"},
+            names={
+                "prompt": "input",
+                "messages": "input",
+                "max_tokens": "max_output_tokens",
+                "constraint": speech.name,
+            },
+            constraint=speech.constraint,
+            thinking=asked.thought.thinking,
+            parser=speech.parser,
         )
         sampling = generation.requests[0].sampling
         details = ResponseDetails(
-            model=edge.model.id,
+            model=served.id,
             input=items,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -172,6 +188,7 @@ class ResponseRoutes:
             max_output_tokens=bound,
             logprobs=logprobs is not None,
             top_logprobs=logprobs or 0,
+            **echoed(fields),
             metadata=fields.metadata or {},
             prompt_cache_key=fields.prompt_cache_key,
             safety_identifier=fields.safety_identifier,

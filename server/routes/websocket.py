@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from server.access.client import Client
 from server.auth import refuse
 from server.errors import ApiError, invalid, response_to
+from server.models import Served
 from server.routes.chat import planned
 from server.routes.generating import begin
 from server.served import Edge
@@ -114,7 +115,8 @@ class _Responses:
             raise invalid("This server keeps no streams.", "resumable", "streams_not_kept")
         fields = decode(body, ChatFields, unbuilt.CHAT, form=self._format.form)
         state = {"access": client, "client": client.id, "arrival": arrival}
-        generation, shape = planned(edge, HTTPConnection({**self._scope, "state": state}), fields)
+        connection = HTTPConnection({**self._scope, "state": state})
+        generation, shape = planned(edge, self._model(fields.model), connection, fields)
         settings = edge.settings
         away = settings.detach_seconds or None if resumable else settings.disconnect_grace_seconds
         live = begin(
@@ -127,6 +129,24 @@ class _Responses:
             details=shapes.encode(shape) if resumable else b"",
         )
         return _followed(live)
+
+    def _model(self, name: str) -> Served:
+        """The model of that name. One that was never loaded begins to load, and is refused.
+
+        Messages of a connection are taken one by one, and none should wait for a model.
+        """
+        served = self._edge.models.require(name)
+        self._edge.lifecycle.require_open()
+        if not served.known and served is not self._edge.models.default:
+            fleet = self._edge.models.fleet
+            fleet.preload(served.id)
+            raise ApiError(
+                503,
+                "model_loading",
+                "The model is being loaded. Send the request again.",
+                retry_after_seconds=fleet.expected_seconds(served.id),
+            )
+        return served
 
     async def resume(self, response_id: str, *, after: int) -> Followed:
         """As `Responses.resume`."""

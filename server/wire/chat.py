@@ -5,129 +5,86 @@ Follows OpenAI's reference (https://platform.openai.com/docs/api-reference/chat)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from inference.types import TOP_LOGPROBS_MAX, ChatMessage, ChatPrompt
-from server.errors import invalid, unsupported
-from server.wire import unbuilt
+from inference.types import TOP_LOGPROBS_MAX, ChatMessage, ChatPrompt, Grammar
+from server.errors import invalid
 from server.wire.common import GenerationFields, Tokens
-from server.wire.decoding import refuse_unbuilt_fields
-
-MESSAGES_MAX = 4096
-PARTS_MAX = 1024
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-UNBUILT_ROLES = frozenset({"tool", "function"})
+from server.wire.constraints import Given, constraint_of
+from server.wire.messages import MessageList, messages_of
+from server.wire.thinking import ThinkingFields, Thought, thought_of
+from server.wire.tools import ToolChoice, ToolList, ToolUse, tool_use_of, tools_of
 
 
-class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
-    """Base of the parts of a message's content."""
-
-
-class TextPart(Part, frozen=True, tag="text"):
-    """The one kind of part that is built."""
-
-    text: str
-
-
-class ImagePart(Part, frozen=True, tag="image_url"):
-    """Known, not built."""
-
-    image_url: Any = None
-
-
-class AudioPart(Part, frozen=True, tag="input_audio"):
-    """Known, not built."""
-
-    input_audio: Any = None
-
-
-class FilePart(Part, frozen=True, tag="file"):
-    """Known, not built."""
-
-    file: Any = None
-
-
-class RefusalPart(Part, frozen=True, tag="refusal"):
-    """Known, not built."""
-
-    refusal: Any = None
-
-
-Content: TypeAlias = (
-    str
-    | Annotated[
-        list[TextPart | ImagePart | AudioPart | FilePart | RefusalPart],
-        Meta(min_length=1, max_length=PARTS_MAX),
-    ]
-)
-
-
-class MessageFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One message of a request; the last seven fields are those of `unbuilt.MESSAGE`."""
-
-    role: str
-    content: Content | None = None
-    name: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
-    annotations: Any = None
-    audio: Any = None
-    function_call: Any = None
-    reasoning_content: Any = None
-    refusal: Any = None
-    tool_call_id: Any = None
-    tool_calls: Any = None
-
-
-MessageList: TypeAlias = Annotated[list[MessageFields], Meta(min_length=1, max_length=MESSAGES_MAX)]
-
-
-class ChatFields(GenerationFields, frozen=True, kw_only=True):
+class ChatFields(ThinkingFields, frozen=True, kw_only=True):
     """A chat completion's request."""
 
     messages: MessageList
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    tools: ToolList | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
-def prompt_of(
-    messages: Sequence[MessageFields], *, add_generation_prompt: bool = True
-) -> ChatPrompt:
-    """Turn the messages into the engine's. Raises `ApiError` 400, naming the part."""
-    return ChatPrompt(
-        messages=tuple(_message(f"messages[{i}]", fields) for i, fields in enumerate(messages)),
-        add_generation_prompt=add_generation_prompt,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a chat request asks for, but for its sampling and its limits."""
+
+    prompt: ChatPrompt
+    tools: ToolUse | None
+    given: Given | None
+    thought: Thought
+
+
+def asked_of(fields: ChatFields, marks: tuple[str, str] | None) -> Asked:
+    """Settle messages, tools, format and thinking; `marks` are those of the model's thinking.
+
+    Raises `ApiError` 400, naming the part.
+    """
+    return asked_together(
+        fields,
+        messages=messages_of(fields.messages),
+        use=tool_use_of(tools_of(fields.tools), fields.tool_choice, fields.parallel_tool_calls),
+        given=constraint_of(fields),
+        thought=thought_of(fields, marks),
     )
 
 
-def _message(where: str, fields: MessageFields) -> ChatMessage:
-    if fields.role in UNBUILT_ROLES:
-        raise unsupported(f"{where}.role")
-    if fields.role not in ROLES:
-        raise invalid(f"`{where}.role` must be one of {', '.join(ROLES)}.", f"{where}.role")
-    refuse_unbuilt_fields(where, fields, unbuilt.MESSAGE)
-    if fields.content is None:
-        raise invalid(
-            f"`{where}.content` is required.", f"{where}.content", "missing_required_parameter"
-        )
-    return ChatMessage(
-        role=ROLES[fields.role],
-        content=_text(f"{where}.content", fields.content),
-        name=fields.name,
+def asked_together(
+    fields: GenerationFields,
+    *,
+    messages: tuple[ChatMessage, ...],
+    use: ToolUse | None,
+    given: Given | None,
+    thought: Thought,
+) -> Asked:
+    """Put together what a request asks for. Raises `ApiError` 400 for what does not go."""
+    if use is not None:
+        _check_together(fields, given)
+    return Asked(
+        prompt=ChatPrompt(
+            messages=messages,
+            tools=() if use is None else use.shown,
+            variables=thought.variables,
+        ),
+        tools=use,
+        # Where a call is required there is no text whose form could be wrong.
+        given=None if use is not None and use.offer.required else given,
+        thought=thought,
     )
 
 
-def _text(where: str, content: Content) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for index, part in enumerate(content):
-        if not isinstance(part, TextPart):
-            raise unsupported(f"{where}[{index}].type")
-        texts.append(part.text)
-    return "".join(texts)
+def _check_together(fields: GenerationFields, given: Given | None) -> None:
+    """Raise `ApiError` 400 for what does not go together with calls."""
+    if given is not None and isinstance(given.constraint, Grammar):
+        raise invalid(f"`{given.name}` does not go together with `tools`.", given.name)
+    if fields.stop:
+        raise invalid("`stop` could cut a call, so it excludes `tools`.", "stop")
 
 
 def max_tokens_given(fields: ChatFields) -> tuple[int | None, str]:

@@ -20,6 +20,7 @@ from inference.types import (
     TopLogprob,
     Usage,
 )
+from server.wire.calls import CallBody, CallChunk, Calls, chunk_of
 from server.wire.comments import ENGINE_RESTARTED, Comment, comment_of
 from server.wire.common import Envelope, UsageBody, finite, usage_of
 
@@ -46,10 +47,12 @@ class LogprobsBody(Struct, frozen=True, kw_only=True):
 
 
 class DeltaBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a chunk adds to the message."""
+    """What a chunk adds to the message: the reasoning, then the text, then calls."""
 
     role: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[CallChunk] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True, kw_only=True):
@@ -70,11 +73,13 @@ class ChatChunk(Envelope, frozen=True, kw_only=True):
 
 
 class MessageBody(Struct, frozen=True, kw_only=True):
-    """The assistant's message."""
+    """The assistant's message; `content` is null where it only makes calls."""
 
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[CallBody] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True, kw_only=True):
@@ -111,9 +116,15 @@ class ChatProjection:
                 return (ENGINE_RESTARTED,)
             case Accepted():
                 choice = ChunkChoice(index=index, delta=DeltaBody(role="assistant", content=""))
-            case Delta(text=text, logprobs=logprobs) if text or logprobs:
+            case Delta(text=text, logprobs=logprobs) if not event.reasoning and not event.calls:
+                if not text and not logprobs:
+                    return ()
                 choice = ChunkChoice(
                     index=index, delta=DeltaBody(content=text), logprobs=_logprobs(logprobs)
+                )
+            case Delta():
+                choice = ChunkChoice(
+                    index=index, delta=_delta(event), logprobs=_logprobs(event.logprobs)
                 )
             case Finished(reason=reason):
                 choice = ChunkChoice(index=index, delta=DeltaBody(), finish_reason=reason.value)
@@ -135,14 +146,18 @@ class ChatSummary:
         self._body = envelope.around(ChatBody)
         self._logprobs = logprobs
         self._texts: list[list[str]] = [[] for _ in range(n)]
+        self._reasonings: list[list[str]] = [[] for _ in range(n)]
+        self._calls = [Calls() for _ in range(n)]
         self._tokens: list[list[TokenBody]] = [[] for _ in range(n)]
         self._reasons = [""] * n
 
     def add(self, index: int, event: Event) -> None:
-        """Keep text, log probabilities and the reason of the end."""
+        """Keep text, reasoning, calls, log probabilities and the reason of the end."""
         match event:
             case Delta(text=text, logprobs=logprobs):
                 self._texts[index].append(text)
+                self._reasonings[index].append(event.reasoning)
+                self._calls[index].add(event.calls)
                 self._tokens[index].extend(map(token_body, logprobs or ()))
             case Finished(reason=reason):
                 self._reasons[index] = reason.value
@@ -152,13 +167,30 @@ class ChatSummary:
         choices = [
             ChatChoice(
                 index=index,
-                message=MessageBody(content="".join(self._texts[index])),
+                message=self._message(index),
                 logprobs=LogprobsBody(content=tokens) if self._logprobs else None,
                 finish_reason=self._reasons[index],
             )
             for index, tokens in enumerate(self._tokens)
         ]
         return self._body(choices=choices, usage=usage_of(usages, len(choices)))
+
+    def _message(self, index: int) -> MessageBody:
+        text, reasoning = "".join(self._texts[index]), "".join(self._reasonings[index])
+        calls = self._calls[index].bodies()
+        return MessageBody(
+            content=text if text or not calls else None,
+            reasoning_content=reasoning or UNSET,
+            tool_calls=calls or UNSET,
+        )
+
+
+def _delta(event: Delta) -> DeltaBody:
+    return DeltaBody(
+        reasoning_content=event.reasoning or UNSET,
+        content=event.text or UNSET,
+        tool_calls=[chunk_of(call) for call in event.calls] or UNSET,
+    )
 
 
 def _logprobs(tokens: Sequence[TokenLogprob] | None) -> LogprobsBody | None:

@@ -201,6 +201,12 @@ class PromptTokensDetails(Struct, frozen=True, kw_only=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Struct, frozen=True, kw_only=True):
+    """How much of the completion was reasoning (tokens)."""
+
+    reasoning_tokens: int
+
+
 class UsageBody(Struct, frozen=True, kw_only=True):
     """Tokens of a whole request."""
 
@@ -208,6 +214,7 @@ class UsageBody(Struct, frozen=True, kw_only=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 def usage_of(usages: Sequence[Usage], n: int) -> UsageBody:
@@ -219,12 +226,14 @@ def usage_of(usages: Sequence[Usage], n: int) -> UsageBody:
     groups = [usages[start : start + n] for start in range(0, len(usages), n)]
     prompt = sum(group[0].prompt_tokens for group in groups)
     completion = sum(usage.completion_tokens for usage in usages)
+    reasoning = sum(usage.reasoning_tokens for usage in usages)
     cached = sum(min(usage.cached_tokens for usage in group) for group in groups)
     return UsageBody(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=prompt + completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning),
     )
 
 

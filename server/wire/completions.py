@@ -13,12 +13,13 @@ from msgspec import Meta
 
 from inference.types import TOP_LOGPROBS_MAX, TextPrompt, TokensPrompt
 from server.errors import invalid
-from server.wire.common import GenerationFields, Limits, TokenId
+from server.wire.common import Limits, TokenId
+from server.wire.constraints import ConstrainedFields
 
 DEFAULT_MAX_TOKENS = 16
 
 
-class CompletionFields(GenerationFields, frozen=True, kw_only=True):
+class CompletionFields(ConstrainedFields, frozen=True, kw_only=True):
     """A completion's request. `prompt` is one text or one list of tokens, or several."""
 
     prompt: str | list[str | TokenId | list[TokenId]]

@@ -24,6 +24,7 @@ from server.streams.events import (
     Sequenced,
     Terminal,
 )
+from server.wire.calls import CallChunk, chunk_of
 from server.wire.chat_events import TokenBody, token_body
 from server.wire.common import UsageBody, usage_of
 from server.wire.endings import error_of
@@ -69,11 +70,16 @@ class EngineRestartedEvent(NativeOfSequence, frozen=True, kw_only=True, tag="eng
 
 
 class DeltaEvent(NativeOfSequence, frozen=True, kw_only=True, tag="delta"):
-    """More text, and the tokens it is made of; log probabilities where asked for."""
+    """More text, and the tokens it is made of; log probabilities where asked for.
+
+    Reasoning comes before the text, pieces of tool calls after it, where there are any.
+    """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: list[TokenBody] | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[CallChunk] | UnsetType = UNSET
 
 
 class FinishedEvent(NativeOfSequence, frozen=True, kw_only=True, tag="finished"):
@@ -160,7 +166,13 @@ def _of_sequence(number: int, sequenced: Sequenced) -> NativeEvent:
         case Delta(text=text, tokens=tokens, logprobs=logprobs):
             shown = UNSET if logprobs is None else [token_body(each) for each in logprobs]
             return DeltaEvent(
-                number=number, sequence=index, text=text, tokens=tokens, logprobs=shown
+                number=number,
+                sequence=index,
+                text=text,
+                tokens=tokens,
+                logprobs=shown,
+                reasoning=event.reasoning or UNSET,
+                tool_calls=[chunk_of(call) for call in event.calls] or UNSET,
             )
         case Finished(reason=reason, usage=usage, stop=stop):
             return FinishedEvent(

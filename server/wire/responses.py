@@ -9,19 +9,26 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
-from inference.types import TOP_LOGPROBS_MAX, ChatMessage, ChatPrompt
+from inference.types import TOP_LOGPROBS_MAX, JsonSchema
 from server.errors import invalid, unsupported
 from server.wire import unbuilt
-from server.wire.chat import MESSAGES_MAX, PARTS_MAX, ROLES
+from server.wire.chat import Asked, asked_together
 from server.wire.common import GenerationFields, Tokens
+from server.wire.constraints import ANY_OBJECT, ConstrainedFields, Given, check_given
 from server.wire.decoding import Harmless, refuse_unbuilt_fields
 from server.wire.responses_body import InputItem
+from server.wire.responses_input import Input, messages_of
+from server.wire.responses_tools import FlatToolChoice, FlatToolList, choice_of, flat_tools_of
+from server.wire.schemas import schema_text
+from server.wire.thinking import Effort, ThinkingFields, Thought, thought_of
+from server.wire.tools import tool_use_of
 
 METADATA_MAX = 16
 METADATA_KEY_CHARS = 64
 METADATA_VALUE_CHARS = 512
+BASE = GenerationFields.__struct_fields__
 OWN = ("metadata", "store")
 """Parameters that other APIs do not have built, and this one has."""
 
@@ -29,6 +36,8 @@ LOGPROBS = "message.output_text.logprobs"
 
 UNBUILT: Harmless = {
     **{name: harmless for name, harmless in unbuilt.BOTH.items() if name not in OWN},
+    **dict.fromkeys(set(ConstrainedFields.__struct_fields__) - set(BASE), ()),
+    "chat_template_kwargs": ({},),
     "access_programs": ({},),
     "background_options": ({},),
     "context_management": ([],),
@@ -41,28 +50,23 @@ UNBUILT: Harmless = {
     "max_tool_calls": (),
     "moderation": (),
     "n": (1,),
-    "parallel_tool_calls": (True, False),
     "presence_penalty": (0, 0.0),
     "previous_response_id": (),
     "prompt": (),
     "prompt_cache_options": ({},),
     "prompt_cache_retention": ("in_memory",),
-    "reasoning": ({}, {"effort": "none"}, {"effort": None}, {"effort": None, "summary": None}),
-    "text": (
-        {},
-        {"format": {"type": "text"}},
-        {"verbosity": "medium"},
-        {"format": {"type": "text"}, "verbosity": "medium"},
-    ),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "truncation": ("disabled",),
 }
 """Parameters that are known and not built, with the values that ask for nothing."""
 
-UNBUILT_ITEM: Harmless = {"phase": ()}
-UNBUILT_PART: Harmless = {"annotations": ([],), "prompt_cache_breakpoint": ()}
-"""Fields of an item and of a part. An answer's output, sent back as it came, must pass."""
+UNBUILT_TEXT: Harmless = {"verbosity": ("medium",)}
+UNBUILT_REASONING: Harmless = {
+    "context": ("auto",),
+    "generate_summary": (),
+    "mode": (),
+    "summary": (),
+}
+"""Fields of `text` and of `reasoning`; nobody sums up what was thought."""
 
 Includable: TypeAlias = Literal[
     "message.output_text.logprobs",
@@ -77,77 +81,6 @@ Includable: TypeAlias = Literal[
 ]
 
 
-class Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
-    """Base of the parts of an item's content."""
-
-
-class InputTextPart(Part, frozen=True, kw_only=True, tag="input_text"):
-    """Text that was written to the model."""
-
-    text: str
-    annotations: Any = None
-    prompt_cache_breakpoint: Any = None
-
-
-class OutputTextPart(Part, frozen=True, kw_only=True, tag="output_text"):
-    """Text that the model wrote; its log probabilities change nothing."""
-
-    text: str
-    annotations: Any = None
-    logprobs: Any = None
-    prompt_cache_breakpoint: Any = None
-
-
-class ImagePart(Part, frozen=True, kw_only=True, tag="input_image"):
-    """Known, not built."""
-
-    detail: Any = None
-    file_id: Any = None
-    image_url: Any = None
-    prompt_cache_breakpoint: Any = None
-
-
-class FilePart(Part, frozen=True, kw_only=True, tag="input_file"):
-    """Known, not built."""
-
-    detail: Any = None
-    file_data: Any = None
-    file_id: Any = None
-    file_url: Any = None
-    filename: Any = None
-    prompt_cache_breakpoint: Any = None
-
-
-class AudioPart(Part, frozen=True, kw_only=True, tag="input_audio"):
-    """Known, not built."""
-
-    input_audio: Any = None
-
-
-class RefusalPart(Part, frozen=True, kw_only=True, tag="refusal"):
-    """Known, not built."""
-
-    refusal: Any = None
-
-
-Parts: TypeAlias = Annotated[
-    list[InputTextPart | OutputTextPart | ImagePart | FilePart | AudioPart | RefusalPart],
-    Meta(min_length=1, max_length=PARTS_MAX),
-]
-
-
-class ItemFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A message of the input. `id` and `status` are those of an item that is sent back."""
-
-    type: Literal["message"] = "message"
-    role: str
-    content: str | Parts
-    id: Annotated[str, Meta(max_length=256)] | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    phase: Any = None
-
-
-Input: TypeAlias = str | Annotated[list[ItemFields], Meta(min_length=1, max_length=MESSAGES_MAX)]
 Metadata: TypeAlias = Annotated[
     dict[
         Annotated[str, Meta(max_length=METADATA_KEY_CHARS)],
@@ -155,6 +88,44 @@ Metadata: TypeAlias = Annotated[
     ],
     Meta(max_length=METADATA_MAX),
 ]
+
+
+class Format(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of the formats of the text."""
+
+
+class TextFormat(Format, frozen=True, kw_only=True, tag="text"):
+    """Any text."""
+
+
+class JsonObjectFormat(Format, frozen=True, kw_only=True, tag="json_object"):
+    """A JSON object."""
+
+
+class JsonSchemaFormat(Format, frozen=True, kw_only=True, tag="json_schema"):
+    """A JSON value that the schema accepts, with `strict` or without."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the text must be; `verbosity` is not built."""
+
+    format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
+    verbosity: Any = None
+
+
+class ReasoningFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much to think; the rest are those of `UNBUILT_REASONING`."""
+
+    effort: Effort | None = None
+    context: Any = None
+    generate_summary: Any = None
+    mode: Any = None
+    summary: Any = None
 
 
 class ResponseFields(GenerationFields, frozen=True, kw_only=True):
@@ -168,42 +139,71 @@ class ResponseFields(GenerationFields, frozen=True, kw_only=True):
     metadata: Metadata | None = None
     include: Annotated[list[Includable], Meta(max_length=64)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    tools: FlatToolList | None = None
+    tool_choice: FlatToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextFields | None = None
+    reasoning: ReasoningFields | None = None
 
 
-class _Typed(Struct):
-    type: Any = "message"
+def asked_of(
+    fields: ResponseFields, items: Sequence[InputItem], marks: tuple[str, str] | None
+) -> Asked:
+    """Settle input, tools, format and thinking; `marks` are those of the model's thinking.
 
-
-class _Types(Struct):
-    input: list[_Typed] = field(default_factory=list)
-
-
-def refuse_unbuilt_items(text: str) -> None:
-    """Raise `ApiError` 400 for the first item of the body's input that is no message.
-
-    Whatever else is wrong with the body is left for its decoding to say.
+    Raises `ApiError` 400, naming the part.
     """
-    try:
-        types = msgspec.json.decode(text, type=_Types)
-    except (msgspec.DecodeError, RecursionError):
-        return
-    for index, item in enumerate(types.input):
-        if item.type != "message":
-            raise unsupported(f"input[{index}].type")
+    use = tool_use_of(
+        flat_tools_of(fields.tools), choice_of(fields.tool_choice), fields.parallel_tool_calls
+    )
+    given = _given(fields)
+    if given is not None:
+        check_given(fields, given)
+    return asked_together(
+        fields,
+        messages=messages_of(fields.instructions, items),
+        use=use,
+        given=given,
+        thought=_thought(fields.reasoning, marks),
+    )
 
 
-def input_of(fields: ResponseFields) -> tuple[InputItem, ...]:
-    """The input as messages. Raises `ApiError` 400, naming the part."""
-    if isinstance(fields.input, str):
-        return (InputItem(role="user", texts=(fields.input,)),)
-    return tuple(_item(f"input[{i}]", item) for i, item in enumerate(fields.input))
+def echoed(fields: ResponseFields) -> dict[str, Any]:
+    """What the response object repeats of tools, format and reasoning, as `ResponseDetails`."""
+    told: dict[str, Any] = {
+        "tools": tuple(msgspec.to_builtins(tool) for tool in fields.tools or ()),
+        "tool_choice": msgspec.to_builtins(fields.tool_choice or "auto"),
+        "parallel_tool_calls": fields.parallel_tool_calls is not False,
+    }
+    if fields.text is not None and fields.text.format is not None:
+        told["format"] = msgspec.to_builtins(fields.text.format)
+    if fields.reasoning is not None:
+        told["effort"] = fields.reasoning.effort
+    return told
 
 
-def prompt_of(instructions: str | None, items: Sequence[InputItem]) -> ChatPrompt:
-    """What the model is shown: the instructions, then the input."""
-    messages = [] if instructions is None else [ChatMessage(role="system", content=instructions)]
-    messages += [ChatMessage(role=ROLES[item.role], content="".join(item.texts)) for item in items]
-    return ChatPrompt(messages=tuple(messages))
+def _given(fields: ResponseFields) -> Given | None:
+    if fields.text is None:
+        return None
+    refuse_unbuilt_fields("text", fields.text, UNBUILT_TEXT)
+    match fields.text.format:
+        case JsonObjectFormat():
+            return Given(constraint=JsonSchema(schema=ANY_OBJECT), name="text.format")
+        case JsonSchemaFormat(schema=schema):
+            name = "text.format.schema"
+            return Given(constraint=JsonSchema(schema=schema_text(name, schema)), name=name)
+        case _:
+            return None
+
+
+def _thought(fields: ReasoningFields | None, marks: tuple[str, str] | None) -> Thought:
+    effort = None
+    if fields is not None:
+        refuse_unbuilt_fields("reasoning", fields, UNBUILT_REASONING)
+        effort = fields.effort
+    if marks is None and effort not in (None, "none"):
+        raise unsupported("reasoning.effort")
+    return thought_of(ThinkingFields(model="", reasoning_effort=effort), marks)
 
 
 def logprobs_of(fields: ResponseFields) -> int | None:
@@ -213,19 +213,3 @@ def logprobs_of(fields: ResponseFields) -> int | None:
     if fields.top_logprobs:
         raise invalid(f"`top_logprobs` needs `{LOGPROBS}` in `include`.", "top_logprobs")
     return None
-
-
-def _item(where: str, item: ItemFields) -> InputItem:
-    if item.role not in ROLES:
-        raise invalid(f"`{where}.role` must be one of {', '.join(ROLES)}.", f"{where}.role")
-    refuse_unbuilt_fields(where, item, UNBUILT_ITEM)
-    if isinstance(item.content, str):
-        return InputItem(role=item.role, texts=(item.content,))
-    texts = []
-    for index, part in enumerate(item.content):
-        path = f"{where}.content[{index}]"
-        if not isinstance(part, InputTextPart | OutputTextPart):
-            raise unsupported(f"{path}.type")
-        refuse_unbuilt_fields(path, part, UNBUILT_PART)
-        texts.append(part.text)
-    return InputItem(role=item.role, texts=tuple(texts))

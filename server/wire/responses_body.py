@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
+from inference.types import ToolCall
 from server.errors import unreadable
 from server.wire.chat_events import TokenBody
 
@@ -24,10 +25,17 @@ ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
 
 class InputItem(Struct, frozen=True, kw_only=True):
-    """One message of the input: its role and the texts of its parts."""
+    """One item of the input: a message with its role and the texts of its parts, or another.
 
-    role: str
-    texts: tuple[str, ...]
+    `call` is a call that the model made, `call_id` says whose result the texts are, and
+    `reasoning` that they were thought, not said. It is stored with a response.
+    """
+
+    role: str = ""
+    texts: tuple[str, ...] = ()
+    call: ToolCall | None = None
+    call_id: str | None = None
+    reasoning: bool = False
 
 
 class ResponseDetails(Struct, frozen=True, kw_only=True):
@@ -35,7 +43,8 @@ class ResponseDetails(Struct, frozen=True, kw_only=True):
 
     It is stored with the log, so a field that is added later needs a default. `store`
     is whether the log outlives the request, `logprobs` whether they are shown.
-    `temperature` and `top_p` are those that were used.
+    `temperature` and `top_p` are those that were used. `format` is the one of the text,
+    `effort` that of the reasoning.
     """
 
     model: str
@@ -48,6 +57,11 @@ class ResponseDetails(Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = 0
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: Any = "auto"
+    parallel_tool_calls: bool = True
+    format: dict[str, Any] = field(default_factory=lambda: {"type": "text"})
+    effort: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
@@ -55,7 +69,7 @@ class ResponseDetails(Struct, frozen=True, kw_only=True):
 
 
 def item_id_of(response_id: str) -> str:
-    """The id of the response's output item; those of its input begin with it."""
+    """The id of the response's first message; those of its input begin with it."""
     return "msg_" + response_id.removeprefix(ID_PREFIX)
 
 
@@ -76,23 +90,53 @@ def decode(details: bytes) -> ResponseDetails:
         raise unreadable() from error
 
 
-class OutputText(Struct, frozen=True, kw_only=True):
+class Typed(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of what has a `type`."""
+
+
+class OutputText(Typed, frozen=True, kw_only=True, tag="output_text"):
     """The one content part of an output message."""
 
-    type: str = "output_text"
     text: str
     annotations: tuple[()] = ()
     logprobs: tuple[TokenBody, ...] = ()
 
 
-class OutputMessage(Struct, frozen=True, kw_only=True):
-    """The one output item of a response."""
+class ReasoningText(Typed, frozen=True, kw_only=True, tag="reasoning_text"):
+    """The one content part of reasoning."""
+
+    text: str
+
+
+class OutputMessage(Typed, frozen=True, kw_only=True, tag="message"):
+    """What the model said."""
 
     id: str
-    type: str = "message"
     status: ItemStatus
     role: str = "assistant"
     content: tuple[OutputText, ...]
+
+
+class ReasoningItem(Typed, frozen=True, kw_only=True, tag="reasoning"):
+    """What the model thought before it spoke; nobody sums it up."""
+
+    id: str
+    status: ItemStatus
+    summary: tuple[()] = ()
+    content: tuple[ReasoningText, ...]
+
+
+class FunctionCallItem(Typed, frozen=True, kw_only=True, tag="function_call"):
+    """A call that the model makes; `arguments` is a JSON object as text."""
+
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+OutputItem: TypeAlias = OutputMessage | ReasoningItem | FunctionCallItem
 
 
 class InputTokensDetails(Struct, frozen=True, kw_only=True):
@@ -103,7 +147,7 @@ class InputTokensDetails(Struct, frozen=True, kw_only=True):
 
 
 class OutputTokensDetails(Struct, frozen=True, kw_only=True):
-    """Nothing here reasons apart from its text."""
+    """How much of the output was reasoning (tokens)."""
 
     reasoning_tokens: int = 0
 
@@ -155,18 +199,18 @@ class ResponseBody(Struct, frozen=True, kw_only=True):
     max_tool_calls: None = None
     metadata: Mapping[str, str]
     model: str
-    output: tuple[OutputMessage, ...]
-    parallel_tool_calls: bool = True
+    output: tuple[OutputItem, ...]
+    parallel_tool_calls: bool
     previous_response_id: None = None
     prompt_cache_key: str | None
-    reasoning: Mapping[str, None] = field(default_factory=lambda: {"effort": None, "summary": None})
+    reasoning: Mapping[str, str | None]
     safety_identifier: str | None
     service_tier: str = "default"
     store: bool
     temperature: float
-    text: Mapping[str, Any] = field(default_factory=lambda: {"format": {"type": "text"}})
-    tool_choice: str = "auto"
-    tools: tuple[()] = ()
+    text: Mapping[str, Any]
+    tool_choice: Any
+    tools: tuple[Mapping[str, Any], ...]
     top_logprobs: int
     top_p: float
     truncation: str = "disabled"

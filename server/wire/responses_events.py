@@ -11,11 +11,10 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from server.wire.chat_events import TokenBody
-from server.wire.responses_body import OutputMessage, OutputText, ResponseBody
+from server.wire.responses_body import OutputItem, OutputText, ReasoningText, ResponseBody
 
-OUTPUT_INDEX = 0
 CONTENT_INDEX = 0
-"""A response has one output item with one part: its text."""
+"""An item has one part: its text."""
 
 
 class Numbered(Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -55,37 +54,37 @@ class ResponseIncomplete(Whole, frozen=True, kw_only=True, tag="response.incompl
 
 
 class ItemAdded(Numbered, frozen=True, kw_only=True, tag="response.output_item.added"):
-    """The answer begins."""
+    """A part of the answer begins: reasoning, a message, a call."""
 
-    output_index: int = OUTPUT_INDEX
-    item: OutputMessage
+    output_index: int
+    item: OutputItem
 
 
 class ItemDone(Numbered, frozen=True, kw_only=True, tag="response.output_item.done"):
-    """The whole answer."""
+    """All of it."""
 
-    output_index: int = OUTPUT_INDEX
-    item: OutputMessage
+    output_index: int
+    item: OutputItem
 
 
 class InItem(Numbered, frozen=True, kw_only=True):
     """Base of the events that say where in the output they belong."""
 
     item_id: str
-    output_index: int = OUTPUT_INDEX
+    output_index: int
     content_index: int = CONTENT_INDEX
 
 
 class PartAdded(InItem, frozen=True, kw_only=True, tag="response.content_part.added"):
     """The text begins."""
 
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class PartDone(InItem, frozen=True, kw_only=True, tag="response.content_part.done"):
     """The whole text as a part."""
 
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class TextDelta(InItem, frozen=True, kw_only=True, tag="response.output_text.delta"):
@@ -100,6 +99,40 @@ class TextDone(InItem, frozen=True, kw_only=True, tag="response.output_text.done
 
     text: str
     logprobs: tuple[TokenBody, ...] = ()
+
+
+class ReasoningDelta(InItem, frozen=True, kw_only=True, tag="response.reasoning_text.delta"):
+    """More reasoning."""
+
+    delta: str
+
+
+class ReasoningDone(InItem, frozen=True, kw_only=True, tag="response.reasoning_text.done"):
+    """All of it."""
+
+    text: str
+
+
+class OfCall(Numbered, frozen=True, kw_only=True):
+    """Base of the events about the arguments of a call."""
+
+    item_id: str
+    output_index: int
+
+
+class ArgumentsDelta(
+    OfCall, frozen=True, kw_only=True, tag="response.function_call_arguments.delta"
+):
+    """More of the arguments."""
+
+    delta: str
+
+
+class ArgumentsDone(OfCall, frozen=True, kw_only=True, tag="response.function_call_arguments.done"):
+    """The whole arguments, a JSON object as text, and whose they are."""
+
+    name: str
+    arguments: str
 
 
 class ErrorEvent(Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
@@ -128,4 +161,8 @@ ResponseEvent: TypeAlias = (
     | PartDone
     | TextDelta
     | TextDone
+    | ReasoningDelta
+    | ReasoningDone
+    | ArgumentsDelta
+    | ArgumentsDone
 )

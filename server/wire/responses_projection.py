@@ -5,10 +5,10 @@ numbers are counted, never stored. So whoever projects the same log again gets t
 events, and a stream that is resumed after an event goes on with exactly the next one.
 
     created  queued?  in_progress?
-    (item added  part added  text delta*  text done  part done  item done)?
+    what `server.wire.responses_output` tells of the items
     completed | failed | incomplete
 
-An answer that has begun is closed whatever happens. OpenAI has no event for a
+An item that has begun is closed whatever happens. OpenAI has no event for a
 cancellation, so it is `response.incomplete` with the status `cancelled`.
 """
 
@@ -41,35 +41,26 @@ from server.wire.comments import ENGINE_RESTARTED, Comment, comment_of
 from server.wire.responses_body import (
     IncompleteDetails,
     InputTokensDetails,
-    ItemStatus,
-    OutputMessage,
-    OutputText,
+    OutputTokensDetails,
     ResponseBody,
     ResponseDetails,
     ResponseError,
     ResponseUsage,
     Status,
-    item_id_of,
 )
 from server.wire.responses_events import (
     Created,
     InProgress,
-    ItemAdded,
-    ItemDone,
-    PartAdded,
-    PartDone,
     QueuedForALane,
     ResponseCompleted,
     ResponseEvent,
     ResponseFailed,
     ResponseIncomplete,
-    TextDelta,
-    TextDone,
 )
+from server.wire.responses_output import Output
 
 Shown: TypeAlias = ResponseEvent | Comment
 
-EMPTY = OutputText(text="")
 AT_LIMIT = IncompleteDetails(reason="max_output_tokens")
 
 
@@ -80,9 +71,7 @@ class Stage(enum.IntEnum):
     CREATED = 1
     QUEUED = 2
     RUNNING = 3
-    ANSWERING = 4
-    ANSWERED = 5
-    ENDED = 6
+    ENDED = 4
 
 
 class ResponsesProjection:
@@ -95,20 +84,18 @@ class ResponsesProjection:
     def __init__(self, response_id: str, details: ResponseDetails, *, created_at: float) -> None:
         self.number = 0
         self._id = response_id
-        self._item_id = item_id_of(response_id)
+        self._output = Output(response_id, self._take)
         self._details = details
         self._created_at = int(created_at)
         self._ended_at: int | None = None
         self._stage = Stage.NOTHING
         self._status: Status = "queued"
-        self._item_status: ItemStatus | None = None
         self._error: ResponseError | None = None
         self._incomplete: IncompleteDetails | None = None
-        self._texts: list[str] = []
-        self._logprobs: list[TokenBody] = []
         self._prompt_tokens: int | None = None
         self._cached_tokens = 0
         self._completion_tokens = 0
+        self._reasoning_tokens = 0
         self._reason = FinishReason.STOP
         self._events: list[Shown] = []
 
@@ -143,11 +130,16 @@ class ResponsesProjection:
             max_output_tokens=details.max_output_tokens,
             metadata=details.metadata,
             model=details.model,
-            output=() if self._item_status is None else (self._item(self._item_status),),
+            output=self._output.items(),
+            parallel_tool_calls=details.parallel_tool_calls,
             prompt_cache_key=details.prompt_cache_key,
             safety_identifier=details.safety_identifier,
+            reasoning={"effort": details.effort, "summary": None},
             store=details.store,
             temperature=details.temperature,
+            text={"format": details.format},
+            tool_choice=details.tool_choice,
+            tools=details.tools,
             top_logprobs=details.top_logprobs,
             top_p=details.top_p,
             usage=self._usage() if self._stage is Stage.ENDED else None,
@@ -174,8 +166,12 @@ class ResponsesProjection:
                 self._reason = reason
                 self._prompt_tokens, self._cached_tokens = usage.prompt_tokens, usage.cached_tokens
                 self._completion_tokens = usage.completion_tokens
-                self._answer()
-                self._close("completed" if reason is FinishReason.STOP else "incomplete")
+                self._reasoning_tokens = usage.reasoning_tokens
+                self._run()
+                if not self._output.begun:
+                    self._events += self._output.open_message()
+                cut = reason is FinishReason.LENGTH
+                self._events += self._output.close("incomplete" if cut else "completed")
             case _:
                 assert_never(event)
 
@@ -190,22 +186,16 @@ class ResponsesProjection:
         logprobs: tuple[TokenBody, ...] = ()
         if self._details.logprobs:
             logprobs = tuple(map(token_body, event.logprobs or ()))
-        if not event.text and not logprobs:
-            return
-        self._answer()
-        self._texts.append(event.text)
-        self._logprobs += logprobs
-        self._events.append(
-            TextDelta(
-                sequence_number=self._take(),
-                item_id=self._item_id,
-                delta=event.text,
-                logprobs=logprobs,
-            )
-        )
+        self._run()
+        if event.reasoning:
+            self._events += self._output.think(event.reasoning)
+        if event.text or logprobs:
+            self._events += self._output.say(event.text, logprobs)
+        for call in event.calls:
+            self._events += self._output.call(call)
 
     def _end(self, terminal: Terminal, ended_at: float | None) -> None:
-        self._close("incomplete")
+        self._events += self._output.close("incomplete")
         self._stage = Stage.ENDED
         self._ended_at = None if ended_at is None else int(ended_at)
         kind: type[ResponseCompleted | ResponseFailed | ResponseIncomplete] = ResponseIncomplete
@@ -232,43 +222,11 @@ class ResponsesProjection:
             self._stage, self._status = Stage.RUNNING, "in_progress"
             self._events.append(InProgress(sequence_number=self._take(), response=self.body()))
 
-    def _answer(self) -> None:
-        self._run()
-        if self._stage >= Stage.ANSWERING:
-            return
-        item = OutputMessage(id=self._item_id, status="in_progress", content=())
-        self._events += [
-            ItemAdded(sequence_number=self._take(), item=item),
-            PartAdded(sequence_number=self._take(), item_id=self._item_id, part=EMPTY),
-        ]
-        self._stage, self._item_status = Stage.ANSWERING, "in_progress"
-
-    def _close(self, status: ItemStatus) -> None:
-        if self._stage is not Stage.ANSWERING:
-            return
-        self._stage, self._item_status = Stage.ANSWERED, status
-        item = self._item(status)
-        (part,) = item.content
-        self._events += [
-            TextDone(
-                sequence_number=self._take(),
-                item_id=self._item_id,
-                text=part.text,
-                logprobs=part.logprobs,
-            ),
-            PartDone(sequence_number=self._take(), item_id=self._item_id, part=part),
-            ItemDone(sequence_number=self._take(), item=item),
-        ]
-
     # Small things.
 
     def _take(self) -> int:
         self.number += 1
         return self.number - 1
-
-    def _item(self, status: ItemStatus) -> OutputMessage:
-        part = OutputText(text="".join(self._texts), logprobs=tuple(self._logprobs))
-        return OutputMessage(id=self._item_id, status=status, content=(part,))
 
     def _usage(self) -> ResponseUsage | None:
         """What was used, also where the engine came to no end; None before it said anything."""
@@ -278,5 +236,6 @@ class ResponsesProjection:
             input_tokens=self._prompt_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=self._cached_tokens),
             output_tokens=self._completion_tokens,
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=self._reasoning_tokens),
             total_tokens=self._prompt_tokens + self._completion_tokens,
         )

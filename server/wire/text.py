@@ -9,8 +9,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from server.wire.chat import MessageList
+from inference.types import ChatPrompt
 from server.wire.common import TokenId
+from server.wire.messages import MessageList, messages_of
+from server.wire.thinking import Variables, variables_of
+from server.wire.tools import ToolList, tools_of
 
 
 class TextFields(Struct, frozen=True, kw_only=True):
@@ -52,10 +55,22 @@ class DetokenizeBody(Struct, frozen=True, kw_only=True):
 
 
 class TemplateFields(TextFields, frozen=True, kw_only=True):
-    """Messages for the model's own template; a request never brings one."""
+    """Messages and tools for the model's own template; a request never brings one."""
 
     messages: MessageList
+    tools: ToolList | None = None
+    chat_template_kwargs: Variables | None = None
     add_generation_prompt: bool = True
+
+
+def prompt_of(fields: TemplateFields) -> ChatPrompt:
+    """What the template is to render. Raises `ApiError` 400, naming the part."""
+    return ChatPrompt(
+        messages=messages_of(fields.messages),
+        tools=tools_of(fields.tools),
+        add_generation_prompt=fields.add_generation_prompt,
+        variables=tuple(variables_of(fields.chat_template_kwargs).items()),
+    )
 
 
 class TemplateBody(Struct, frozen=True, kw_only=True):

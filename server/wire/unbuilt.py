@@ -14,17 +14,14 @@ NONE: Harmless = {}
 BOTH: Harmless = {
     # OpenAI. `metadata` means something only for stored responses.
     "metadata": ({},),
+    "moderation": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     # vLLM and its likes
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "best_of": (1,),
-    "guided_choice": (),
     "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1, 1.0),
     "priority": (0,),
@@ -34,19 +31,18 @@ BOTH: Harmless = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_token_ids": ([],),
-    "structured_outputs": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
     # llama-server
     "cache_prompt": (True,),
     "dry_multiplier": (0, 0.0),
-    "grammar": ("",),
-    "json_schema": (),
+    "lora": ([],),
     "mirostat": (0,),
     "n_predict": (),
     "n_probs": (0,),
     "repeat_penalty": (1, 1.0),
-    "response_format": ({"type": "text"},),
     "typical_p": (1, 1.0),
     "xtc_probability": (0, 0.0),
 }
@@ -58,20 +54,18 @@ CHAT: Harmless = {
     "audio": (),
     # A template from a request would be code from a request.
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "include_reasoning": (True,),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
+    "prompt_cache_options": ({},),
     "prompt_cache_retention": ("in_memory",),
-    "reasoning_effort": ("none",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
+    "reasoning_format": ("auto", "deepseek"),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -87,9 +81,15 @@ MESSAGE: Harmless = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "reasoning_content": ("",),
     "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
 }
 """Fields of a message. An assistant's answer, sent back as it came, must pass."""
+
+STRUCTURED: Harmless = {
+    "disable_additional_properties": (False,),
+    "disable_any_whitespace": (False,),
+    "disable_fallback": (True, False),
+    "structural_tag": (),
+    "whitespace_pattern": (),
+}
+"""Fields of `structured_outputs`."""

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from inference.types import Usage
 from server.errors import ApiError
 from server.wire import unbuilt
-from server.wire.chat import ChatFields, MessageFields, prompt_of
+from server.wire.chat import ChatFields, asked_of
 from server.wire.common import Limits, sampling_of, stop_of, usage_of
 from server.wire.completions import CompletionFields, prompts_of
 from server.wire.decoding import decode
+from server.wire.messages import MessageFields
 
 LIMITS = Limits(max_n=16, max_tokens=0, context_length=4096, vocab_size=300)
 
@@ -46,7 +47,7 @@ def assert_names(error: ApiError, start: str = "") -> None:
 
 def parse_chat(text: str) -> None:
     fields = decode(text, ChatFields, unbuilt.CHAT)
-    prompt_of(fields.messages)
+    asked_of(fields, ("<think>", "</think>"))
     sampling_of(fields, {}, LIMITS)
     stop_of(fields)
 

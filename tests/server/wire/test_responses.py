@@ -8,29 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from inference.types import ChatMessage
+from inference.types import ChatMessage, ToolCall
 from server.errors import ApiError
 from server.wire.decoding import decode
 from server.wire.responses import (
     UNBUILT,
     ResponseFields,
-    input_of,
+    asked_of,
     logprobs_of,
-    prompt_of,
-    refuse_unbuilt_items,
 )
+from server.wire.responses_input import input_of, refuse_unbuilt_types
+
+FUNCTION = {"type": "function", "name": "f"}
 
 
 def parse(**fields: object) -> ResponseFields:
     text = msgspec.json.encode({"model": "default", "input": "x", **fields}).decode()
-    refuse_unbuilt_items(text)
+    refuse_unbuilt_types(text)
     return decode(text, ResponseFields, UNBUILT)
 
 
 def messages(**fields: object) -> tuple[ChatMessage, ...]:
     parsed = parse(**fields)
     logprobs_of(parsed)
-    return prompt_of(parsed.instructions, input_of(parsed)).messages
+    return asked_of(parsed, input_of(parsed.input), None).prompt.messages
 
 
 def refused(**fields: object) -> tuple[str | None, str]:
@@ -91,7 +92,24 @@ def test_messages_and_the_output_of_an_earlier_response() -> None:
         ),
         (
             {"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]},
-            "input[0].type",
+            "input[0].call_id",
+            "invalid_value",
+        ),
+        ({"input": [{"type": "web_search_call"}]}, "input[0].type", "unsupported_parameter"),
+        ({"input": [{"type": "function_call"}]}, "input[0].call_id", "missing_required_parameter"),
+        (
+            {"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "["}]},
+            "input[0].arguments",
+            "invalid_value",
+        ),
+        (
+            {"input": [{"role": "user", "content": "x", "call_id": "1"}]},
+            "input[0].call_id",
+            "invalid_value",
+        ),
+        (
+            {"input": [{"type": "reasoning", "encrypted_content": "x"}]},
+            "input[0].encrypted_content",
             "unsupported_parameter",
         ),
         (
@@ -111,10 +129,33 @@ def test_messages_and_the_output_of_an_earlier_response() -> None:
         ({"include": ["everything"]}, "include[0]", "invalid_value"),
         ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
         ({"max_tokens": 3}, "max_tokens", "unsupported_parameter"),
-        ({"tools": [{"type": "web_search"}]}, "tools", "unsupported_parameter"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name", "missing_required_parameter"),
+        ({"tools": [{"name": "f"}]}, "tools[0].type", "missing_required_parameter"),
+        ({"tools": [FUNCTION, FUNCTION]}, "tools[1].name", "invalid_value"),
+        (
+            {"tools": [{**FUNCTION, "parameters": {"type": "array"}}]},
+            "tools[0].parameters.type",
+            "invalid_value",
+        ),
+        (
+            {"tools": [{**FUNCTION, "defer_loading": True}]},
+            "tools[0].defer_loading",
+            "unsupported_parameter",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": {"type": "mcp"}}, "tool_choice.type", "unsupported_parameter"),
+        ({"tools": [FUNCTION], "stop": "x"}, "stop", "invalid_value"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "unsupported_parameter"),
-        ({"text": {"format": {"type": "json_object"}}}, "text", "unsupported_parameter"),
-        ({"reasoning": {"effort": "high"}}, "reasoning", "unsupported_parameter"),
+        ({"text": {"format": {"type": "yaml"}}}, "text.format.type", "invalid_value"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a"}}},
+            "text.format.schema",
+            "missing_required_parameter",
+        ),
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "unsupported_parameter"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort", "unsupported_parameter"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "unsupported_parameter"),
         ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
         ({"colour": "blue"}, "colour", "unknown_parameter"),
     ],
@@ -123,6 +164,28 @@ def test_what_cannot_be_done_is_refused_by_name(
     fields: dict[str, object], param: str, code: str
 ) -> None:
     assert refused(**fields) == (param, code)
+
+
+def test_an_answer_with_calls_is_one_message_as_it_was() -> None:
+    call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "1", "output": "It rains."}
+    thought = {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "Hm."}],
+    }
+    said = {"role": "assistant", "content": "Wait."}
+    given = ["Weather?", thought, said, call, result, thought, said, said]
+    items = [{"role": "user", "content": each} if isinstance(each, str) else each for each in given]
+    made = ToolCall(id="1", name="f", arguments="{}")
+    assert messages(input=items) == (
+        ChatMessage(role="user", content="Weather?"),
+        ChatMessage(role="assistant", content="Wait.", reasoning="Hm.", tool_calls=(made,)),
+        ChatMessage(role="tool", content="It rains.", tool_call_id="1"),
+        ChatMessage(role="assistant", content="Wait.", reasoning="Hm."),
+        ChatMessage(role="assistant", content="Wait."),
+    )
 
 
 def test_every_parameter_of_the_sdk_is_known() -> None:

@@ -20,6 +20,8 @@ from inference.types import (
     Queued,
     Restarted,
     Started,
+    TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from server.streams.events import (
@@ -36,7 +38,14 @@ from server.streams.events import (
     state_after,
 )
 from server.wire.comments import Comment, queued_of
-from server.wire.responses_body import ResponseBody, ResponseDetails
+from server.wire.responses_body import (
+    FunctionCallItem,
+    OutputItem,
+    OutputMessage,
+    ReasoningItem,
+    ResponseBody,
+    ResponseDetails,
+)
 from server.wire.responses_body import decode as decode_details
 from server.wire.responses_body import encode as encode_details
 from server.wire.responses_events import Numbered, TextDelta, TextDone, Whole
@@ -84,6 +93,11 @@ def log_of(*events: LogEvent) -> list[Entry]:
 
 def at(*events: Accepted | Started | Delta | Finished) -> list[Sequenced]:
     return [Sequenced(index=0, event=event) for event in events]
+
+
+def text_of(item: OutputItem) -> str:
+    assert isinstance(item, OutputMessage)
+    return item.content[0].text
 
 
 BEGUN = at(Accepted(prompt_tokens=7), Started(cached_tokens=3, queue_seconds=0.0))
@@ -138,7 +152,7 @@ def test_what_was_shown_stands(log: list[Entry], details: ResponseDetails) -> No
         assert seen == shown(log[:upto], details)
         text = "".join(each.delta for each in seen if isinstance(each, TextDelta))
         body = fresh.body()
-        assert "".join(item.content[0].text for item in body.output) == text
+        assert "".join(text_of(item) for item in body.output) == text
         for each in seen:
             if isinstance(each, TextDone):
                 assert each.text == text
@@ -192,7 +206,7 @@ def test_an_answer_that_has_begun_is_closed_by_any_end(
         "decode_failed" if status == "failed" else None
     )
     (item,) = body.output
-    assert (item.status, item.content[0].text) == ("incomplete", "It ra")
+    assert (item.status, text_of(item)) == ("incomplete", "It ra")
     assert body.usage is not None
     assert (body.usage.input_tokens, body.usage.output_tokens) == (7, 2)
     assert body.usage.input_tokens_details.cached_tokens == 3
@@ -254,3 +268,82 @@ def test_before_anything_has_happened_it_is_queued() -> None:
     body = projection().body()
     assert (body.status, body.output, body.usage) == ("queued", (), None)
     assert Response.model_validate_json(msgspec.json.encode(body)).status == "queued"
+
+
+HEAD = ToolCallDelta(index=0, id="call_a", name="weather", arguments="{")
+OTHER = ToolCallDelta(index=1, id="call_b", name="time", arguments="{}")
+ANSWER = at(
+    Delta(text="", reasoning="Hm", tokens=(1,)),
+    Delta(text="Wait", reasoning="m.", tokens=(2, 3)),
+    Delta(text=".", tokens=(4,), calls=(HEAD,)),
+    Delta(text="", tokens=(5,), calls=(ToolCallDelta(index=0, arguments="}"), OTHER)),
+)
+MADE = at(
+    Finished(
+        reason=FinishReason.TOOL_CALLS,
+        usage=Usage(prompt_tokens=7, completion_tokens=5, reasoning_tokens=3),
+    )
+)
+
+
+def test_reasoning_text_and_calls_are_items_of_their_own() -> None:
+    log = log_of(*BEGUN, *ANSWER, *MADE, Completed())
+    assert words(numbered(log)).split() == [
+        "created",
+        "in_progress",
+        *("output_item.added", "content_part.added"),
+        *("reasoning_text.delta", "reasoning_text.delta"),
+        *("reasoning_text.done", "content_part.done", "output_item.done"),
+        *("output_item.added", "content_part.added", "output_text.delta", "output_text.delta"),
+        *("output_text.done", "content_part.done", "output_item.done"),
+        "output_item.added",
+        *("function_call_arguments.delta", "function_call_arguments.delta"),
+        *("function_call_arguments.done", "output_item.done"),
+        *("output_item.added", "function_call_arguments.delta"),
+        *("function_call_arguments.done", "output_item.done"),
+        "completed",
+    ]
+    body = final(log)
+    thought, said, *calls = body.output
+    assert isinstance(thought, ReasoningItem)
+    assert thought.content[0].text == "Hmm."
+    assert text_of(said) == "Wait."
+    told = []
+    for call in calls:
+        assert isinstance(call, FunctionCallItem)
+        told.append((call.call_id, call.name, call.arguments, call.status))
+    assert told == [
+        ("call_a", "weather", "{}", "completed"),
+        ("call_b", "time", "{}", "completed"),
+    ]
+    assert len({item.id for item in body.output}) == 4
+    assert body.usage is not None
+    assert body.usage.output_tokens_details.reasoning_tokens == 3
+    raw = msgspec.json.encode(body)
+    assert Response.model_validate_json(raw).output[2].type == "function_call"
+    for event in numbered(log):
+        raw = msgspec.json.encode(event)
+        assert KINDS.validate_json(raw).type == event.__struct_config__.tag
+
+
+def test_a_call_that_was_cut_is_incomplete() -> None:
+    log = log_of(*BEGUN, *ANSWER[:3], *finished(FinishReason.LENGTH), Completed())
+    call = final(log).output[-1]
+    assert isinstance(call, FunctionCallItem)
+    assert (call.status, call.arguments) == ("incomplete", "{")
+    assert "arguments.done" not in words(numbered(log))
+
+
+def test_log_probabilities_without_text_wait_for_it() -> None:
+    """The tokens of a call's mark are no text, and open no message."""
+    marks = at(Delta(text="", tokens=(1,), logprobs=(logprob(1),)))
+    log = log_of(*BEGUN, *marks, *at(Delta(text="", tokens=(2,), calls=(HEAD,))))
+    assert "output_text" not in words(numbered(log, WITH_LOGPROBS))
+    text = at(Delta(text="\u00e9", tokens=(2,), logprobs=(logprob(2),)))
+    log = log_of(*BEGUN, *marks, *text)
+    (delta,) = [each for each in numbered(log, WITH_LOGPROBS) if isinstance(each, TextDelta)]
+    assert len(delta.logprobs) == 2
+
+
+def logprob(token: int) -> TokenLogprob:
+    return TokenLogprob(token=token, piece=b"x", logprob=-0.5)
