@@ -22,6 +22,16 @@ RETRY_AFTER_SECONDS = 1.0
 RETRY_MAX_SECONDS = 600.0
 """Estimates beyond this are not worth telling."""
 
+PROMPT_SHARE = 0.5
+"""Of the limit, which a request's own prompt counts for at most.
+
+With nobody in front it is always let in: it can be served no sooner, and a price that is
+wrong, because the machine stood still, is only found out by paying it.
+"""
+
+TELLING_SHARE = 0.25
+"""Of the limit, which expectations below are not compared with what came: others decide."""
+
 
 @dataclass(slots=True)
 class Account:
@@ -38,10 +48,18 @@ class Account:
         return not (self.in_flight or self.connections or windows)
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Who waits for one model: those that were let in, and its engine's latest snapshot."""
+
+    backlog: Backlog
+    stats: Callable[[], EngineStats]
+
+
 class Admission:
     """Counts what generates, by client and in all.
 
-    Mutable: the two limits, `in_flight`, the backlog, the accounts by client. Owner: the
+    Mutable: the two limits, `in_flight`, a line for each model, the accounts by client. Owner: the
     event loop's thread.
     """
 
@@ -54,16 +72,25 @@ class Admission:
         count_refusal: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`stats` is the engine's latest snapshot; `count_refusal` is told a reason."""
+        """`stats` is the default engine's latest snapshot; `count_refusal` is told a reason."""
         self.max_requests = max_requests
         self.max_queue_ttft_seconds = max_queue_ttft_seconds
         self.in_flight = 0
         self.backlog = Backlog()
-        self._stats = stats
+        self._line = Line(self.backlog, stats)
+        self._lines: dict[str, Line] = {}
         self._count_refusal = count_refusal
         self.clock = clock
         self._accounts: dict[str, Account] = {}
         self._forgot_at = clock()
+
+    def add_line(self, model: str, stats: Callable[[], EngineStats]) -> None:
+        """Count those who ask for `model` by themselves: it has an engine of its own."""
+        self._lines[model] = Line(Backlog(), stats)
+
+    def line(self, model: str) -> Line:
+        """Where requests for a model wait; the default model's unless it has one of its own."""
+        return self._lines.get(model, self._line)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -79,11 +106,23 @@ class Admission:
         finally:
             self.in_flight -= 1
 
-    def check(self, client: Client, *, prompt_tokens: int = 0) -> None:
-        """Raise `ApiError` 429 or 503 when a request would be refused now."""
+    def check(
+        self,
+        client: Client,
+        *,
+        prompt_tokens: int = 0,
+        queues: bool = True,
+        model: str | None = None,
+    ) -> float:
+        """Raise `ApiError` 429 or 503 when a request would be refused now.
+
+        Returns in how many seconds its first token is expected, 0 when that does not matter:
+        one that never has a first token does not queue for a lane. While the `model` is not
+        known, the shortest line counts.
+        """
         self._require_own(client, prompt_tokens)
         self._require_place()
-        self._require_ttft(client, prompt_tokens)
+        return self._require_ttft(client, prompt_tokens, model) if queues else 0.0
 
     @contextmanager
     def connection(self, client: Client, *, must: bool) -> Iterator[None]:
@@ -124,13 +163,18 @@ class Admission:
                 headers.append((f"x-ratelimit-{figure}-{name}".encode(), value.encode()))
         return headers
 
-    def take(self, client: Client, *, prompt_tokens: int) -> Account:
-        """Count a request in, for a ticket. Raises `ApiError` as `check` does."""
-        self.check(client, prompt_tokens=prompt_tokens)
+    def take(
+        self, client: Client, *, prompt_tokens: int, queues: bool = True, model: str = ""
+    ) -> tuple[Account, float]:
+        """Count a request in, for a ticket; also returns what `check` does.
+
+        Raises `ApiError` as `check` does.
+        """
+        expected = self.check(client, prompt_tokens=prompt_tokens, queues=queues, model=model)
         account = self._account(client)
         account.in_flight += 1
         self.in_flight += 1
-        return account
+        return account, expected
 
     def give_back(self, account: Account) -> None:
         """Count a request out."""
@@ -172,17 +216,13 @@ class Admission:
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
 
-    def _require_ttft(self, client: Client, prompt_tokens: int) -> None:
+    def _require_ttft(self, client: Client, prompt_tokens: int, model: str | None) -> float:
         target = self.max_queue_ttft_seconds
         if target <= 0.0:
-            return
-        expected = self.backlog.expected_seconds(
-            client.id,
-            priority=client.limits.priority,
-            tokens=prompt_tokens,
-            stats=self._stats(),
-            now=self.clock(),
-        )
+            return 0.0
+        lines = [self._line, *self._lines.values()] if model is None else [self.line(model)]
+        queue, own = min(self._expected(line, client, prompt_tokens) for line in lines)
+        expected = queue + min(own, PROMPT_SHARE * target)
         if expected > target:
             self._refuse("queue_ttft")
             raise ApiError(
@@ -191,6 +231,14 @@ class Admission:
                 "The queue is too long: a first token could not be expected in time.",
                 retry_after_seconds=min(expected - target, RETRY_MAX_SECONDS),
             )
+        return queue + own if expected >= TELLING_SHARE * target else 0.0
+
+    def _expected(self, line: Line, client: Client, prompt_tokens: int) -> tuple[float, float]:
+        """Seconds until a first token: those in the line, and those for the prompt itself."""
+        stats, now = line.stats(), self.clock()
+        priority = client.limits.priority
+        queue = line.backlog.queue_seconds(client.id, priority=priority, stats=stats, now=now)
+        return queue, line.backlog.prompt_seconds(prompt_tokens, stats)
 
     def _account(self, client: Client) -> Account:
         account = self._accounts.get(client.id)

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.client import Client
 from server.access.client import Scope as KeyScope
-from server.access.scopes import OPEN, generates, need_of
+from server.access.scopes import OPEN, generates, need_of, queues
 from server.admission import Admission
 from server.auth import refuse
 from server.errors import ApiError
@@ -43,7 +43,7 @@ class GateMiddleware:
         try:
             with self._admission.connection(client, must=not starts and method != "GET"):
                 if starts:
-                    self._admission.check(client)
+                    self._admission.check(client, queues=queues(scope["path"]))
                 await self._app(scope, receive, told)
         except ApiError as error:
             scope["state"]["refusal"] = error.code

@@ -27,14 +27,12 @@ class Listing:
     def observe(self, index: int, event: Event) -> None:
         """Take note of the next event of sequence `index`, now."""
         match event:
+            case Delta() | Started() | Finished():  # the most frequent first
+                self.waiting.pop(index, None)
             case Accepted(prompt_tokens=tokens):
                 self.prompt_tokens += tokens
             case Queued():
                 self.waiting[index] = (event, monotonic())
-            case Started() | Delta():
-                self.waiting.pop(index, None)
-            case Finished():
-                self.waiting.pop(index, None)
             case Restarted():
                 pass  # it keeps its place until it is told another
             case _:

@@ -33,10 +33,11 @@ class RateWindow:
         What has left the window since is not counted any more.
         """
         second = math.floor(at)
-        self._drop(now)
-        if second in self._slots:
+        if second in self._slots:  # what has left is dropped when it would count
             self._slots[second] += amount
-        elif second > math.floor(now) - WINDOW_SECONDS:
+            return
+        self._drop(now)
+        if second > math.floor(now) - WINDOW_SECONDS:
             self._slots[second] = amount
             if second < math.floor(now):
                 self._slots = dict(sorted(self._slots.items()))

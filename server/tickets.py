@@ -55,11 +55,14 @@ class Ticket:
         prompt_tokens: int,
         prompts: int = 1,
         copies: int = 1,
+        queues: bool = True,
+        model: str = "",
     ) -> None:
         """Ask for `copies` answers to each of `prompts`; nothing is taken yet.
 
         `prompt_tokens` is an estimate for all prompts together, `route` the path
-        template for the audit log.
+        template for the audit log, `model` the id of the one that is asked. What does not
+        generate never `queues` for a lane: it observes no events, and settles once.
         """
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
@@ -69,6 +72,9 @@ class Ticket:
         self._route = route
         self._prompts = prompts
         self._copies = copies
+        self._queues = queues
+        self.model = model
+        self._backlog = admission.line(model).backlog
         self._charged: dict[int, int] = {}  # estimated tokens of prompts not yet counted
         self._entries: list[Entry] = []
         self._account: Account | None = None
@@ -76,11 +82,19 @@ class Ticket:
 
     def __enter__(self) -> None:
         """Take a place. Raises `ApiError` 429 or 503, and then nothing was taken."""
-        self._account = self._admission.take(self._client, prompt_tokens=self.prompt_tokens)
+        taken = self._admission.take(
+            self._client,
+            prompt_tokens=self.prompt_tokens,
+            queues=self._queues,
+            model=self.model,
+        )
+        self._account, expected = taken
         self.entered = True
         now = self._entered_at = self._admission.clock()
         self._account.requests.add(1, at=now, now=now)
         self._account.tokens.add(self.prompt_tokens, at=now, now=now)
+        if not self._queues:
+            return
         share, rest = divmod(self.prompt_tokens, self._prompts)
         self._charged = dict.fromkeys(range(self._prompts), share)
         self._charged[0] += rest
@@ -88,8 +102,13 @@ class Ticket:
             for copy in range(self._copies):
                 tokens = self._charged[number] if copy == 0 else 0
                 self._entries.append(
-                    self._admission.backlog.enter(
-                        self._client.id, priority=self._client.limits.priority, tokens=tokens
+                    self._backlog.enter(
+                        self._client.id,
+                        priority=self._client.limits.priority,
+                        tokens=tokens,
+                        now=now,
+                        # It holds for the first one; the others come behind that.
+                        expected_seconds=0.0 if self._entries else expected,
                     )
                 )
 
@@ -105,7 +124,7 @@ class Ticket:
         now = self._admission.clock()
         for entry in self._entries:
             if entry.stage is not Stage.ENDED:
-                self._admission.backlog.end(entry, now=now, complete=False)
+                self._backlog.end(entry, now=now, complete=False)
         self._admission.give_back(self._account)
         self._account = None
         audit.generation(
@@ -121,25 +140,36 @@ class Ticket:
         """Take note of the next event of sequence `index`, now."""
         if self._account is None:
             return
-        entry, backlog, now = self._entries[index], self._admission.backlog, self._admission.clock()
+        entry, backlog, now = self._entries[index], self._backlog, self._admission.clock()
         match event:
             case Accepted(prompt_tokens=tokens):
                 self._count_prompt(index, tokens)
-            case Queued() | Restarted():
+                if entry.stage is Stage.SENT:  # one that another process takes up is known
+                    backlog.accept(entry)
+            case Queued():
                 pass  # the engine's statistics say how long that takes
+            case Restarted():
+                backlog.disturb(entry)
             case Started(cached_tokens=cached):
-                if entry.stage is Stage.WAITING:  # a preempted one starts again
+                if entry.stage in (Stage.SENT, Stage.WAITING):  # a preempted one starts again
                     backlog.start(entry, cached_tokens=cached, now=now)
             case Delta(tokens=tokens):
                 self.completion_tokens += len(tokens)
                 self._account.tokens.add(len(tokens), at=now, now=now)
-                if entry.stage is Stage.PREFILLING:
-                    backlog.first(entry)
+                if entry.expected_seconds:
+                    backlog.first(entry, now=now)
             case Finished():
                 if entry.stage is not Stage.ENDED:
                     backlog.end(entry, now=now, complete=True)
             case _:
                 assert_never(event)
+
+    def settle(self, tokens: int) -> None:
+        """Charge `tokens` in place of the estimate, for a request without events."""
+        if self._account is not None:
+            correction = tokens - self.prompt_tokens
+            self.prompt_tokens = tokens
+            self._account.tokens.add(correction, at=self._entered_at, now=self._admission.clock())
 
     def _count_prompt(self, index: int, tokens: int) -> None:
         number, copy = divmod(index, self._copies)
@@ -148,7 +178,7 @@ class Ticket:
         correction = tokens - self._charged.pop(number)
         self.prompt_tokens += correction
         self._account.tokens.add(correction, at=self._entered_at, now=self._admission.clock())
-        self._admission.backlog.count(self._entries[index], tokens)
+        self._backlog.count(self._entries[index], tokens)
 
 
 def estimate_tokens(prompt: Prompt) -> int:
@@ -158,9 +188,12 @@ def estimate_tokens(prompt: Prompt) -> int:
             return max(1, len(tokens))
         case TextPrompt(text=text):
             return 1 + len(text.encode(errors="replace")) // BYTES_PER_TOKEN
-        case ChatPrompt(messages=messages):
-            size = sum(len(message.content.encode(errors="replace")) for message in messages)
-            return 1 + size // BYTES_PER_TOKEN + MESSAGE_TOKENS * len(messages)
+        case ChatPrompt(messages=messages, tools=tools):
+            texts = [message.content for message in messages]
+            texts += [call.arguments for message in messages for call in message.tool_calls]
+            texts += [tool.description + tool.parameters for tool in tools]
+            size = sum(len(text.encode(errors="replace")) for text in texts)
+            return 1 + size // BYTES_PER_TOKEN + MESSAGE_TOKENS * (len(messages) + len(tools))
         case _:
             assert_never(prompt)
 

@@ -25,7 +25,11 @@ SECONDS_A_TIME = 5.0
 async def overload(setting: Setting) -> Finding:
     """Measure capacity, then offer 0.8 and ten times of it in open loops."""
     finding = Finding()
-    variables = {"HEADRACE_MAX_QUEUE_TTFT_SECONDS": f"{TARGET_SECONDS:g}"}
+    variables = {
+        "HEADRACE_MAX_QUEUE_TTFT_SECONDS": f"{TARGET_SECONDS:g}",
+        # Else prompts become cheaper the longer this runs, and the capacity is another.
+        "HEADRACE_KV_HOST_MEMORY": "0",
+    }
     seconds = SECONDS_A_TIME * setting.times
     async with serving(setting, variables=variables, lanes=LANES) as host:
         capacity = await _capacity(host)

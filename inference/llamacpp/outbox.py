@@ -20,8 +20,8 @@ class Outbox:
     """Gathers events and sends them with the state of the engine.
 
     Mutable, all of the step loop's thread: the events not yet sent, the last look at the
-    queue and who was told of it, the counters. Other threads only read `stats`, an
-    immutable snapshot.
+    queue, how long steps took since and who was told of it, the counters. Other threads
+    only read `stats`, an immutable snapshot.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Outbox:
         self._events: list[SequenceEvent] = []
         self._notices = Notices()
         self._outlook = Outlook()
+        self._since = 0.0
         self._steps = 0
         self._generation_tokens = 0
         self._step_seconds = 0.0
@@ -59,6 +60,7 @@ class Outbox:
         if not self._notices.due(sequences=sequences, now=now):
             return
         self._outlook = scheduler.outlook()
+        self._since = 0.0
         for place in self._notices.news(self._outlook, now=now):
             news = Queued(position=place.position, expected_seconds=place.seconds)
             self.emit(place.id, news)
@@ -68,6 +70,7 @@ class Outbox:
         self._steps += 1
         self._generation_tokens += tokens
         self._step_seconds += seconds
+        self._since += seconds
         self._decode_seconds += decode_seconds
 
     def report(self) -> None:
@@ -80,12 +83,15 @@ class Outbox:
         scheduler, lanes, disk = self._scheduler, self._scheduler.lanes, self._scheduler.disk
         running, waiting = scheduler.count(Phase.RUNNING), scheduler.count(Phase.WAITING)
         full = waiting > 0 or running >= self._lanes
+        view = self._outlook
         return EngineStats(
             running=running,
             waiting=waiting,
             parked=scheduler.count(Phase.PARKED),
-            waiting_tokens=self._outlook.tokens if waiting else 0,
-            expected_wait_seconds=self._outlook.expected_wait if full else 0.0,
+            waiting_tokens=view.tokens if waiting else 0,
+            expected_wait_seconds=self._now(view.expected_wait) if full else 0.0,
+            expected_first_seconds=self._now(view.first_seconds) if running or waiting else 0.0,
+            place_seconds=view.place_seconds,
             prefill_token_seconds=scheduler.prefill_token_seconds,
             lanes_total=self._lanes,
             cache_used=lanes.used,
@@ -110,3 +116,11 @@ class Outbox:
             step_seconds=self._step_seconds,
             decode_seconds=self._decode_seconds,
         )
+
+    def _now(self, seconds: float) -> float:
+        """What was expected at the last look, after what has happened since.
+
+        Steps have passed of it, and more may wait: each as long as those did.
+        """
+        seen, waiting = len(self._outlook.ids), self._scheduler.count(Phase.WAITING)
+        return max(0.0, seconds - self._since) * max(1.0, (waiting + 1) / (seen + 1))

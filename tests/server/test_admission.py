@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,10 +23,12 @@ from inference.types import (
     Started,
     TextPrompt,
     TokensPrompt,
+    Tool,
     Usage,
 )
 from server.access.client import ANYBODY, Client, KeyLimits
 from server.admission import Admission
+from server.backlog import Stage
 from server.errors import ApiError
 from server.rates import WINDOW_SECONDS
 from server.tickets import Ticket, estimate_tokens
@@ -87,8 +90,7 @@ def test_a_place_is_given_back_whatever_happens() -> None:
             if error is not None:
                 raise error
         assert desk.admission.in_flight == 0
-        assert desk.admission.backlog.waiting == desk.admission.backlog.started == 0
-        assert desk.admission.backlog._pending_tokens == 0
+        assert desk.admission.backlog.waiting == desk.admission.backlog.running == 0
 
 
 def test_a_key_has_only_so_many_requests_at_once() -> None:
@@ -171,7 +173,7 @@ def test_copies_share_their_prompt() -> None:
     ticket = desk.ticket(client, tokens=90, copies=3)
     with ticket:
         assert desk.admission.backlog.waiting == 3
-        assert desk.admission.backlog._pending_tokens == 90
+        assert desk.admission.backlog._tokens[Stage.SENT] == 90
         for index in range(3):
             play(ticket, prompt=100, generated=2, index=index)
     assert (ticket.prompt_tokens, ticket.completion_tokens) == (100, 6)
@@ -204,6 +206,58 @@ def test_a_first_token_that_cannot_come_in_time_is_refused_with_a_time() -> None
         desk.admission.max_queue_ttft_seconds = 0.0
         with desk.ticket():
             pass
+
+
+def test_what_was_let_in_since_the_engine_spoke_counts() -> None:
+    desk = Desk(ttft=10.0)
+    desk.stats = EngineStats(
+        lanes_total=2, running=2, expected_first_seconds=4.0, place_seconds=1.0
+    )
+    let_in = [desk.ticket() for _ in range(7)]
+    for ticket in let_in:
+        ticket.__enter__()
+    refusal(desk, desk.ticket(), "queue_ttft")
+    for ticket in let_in:
+        ticket.observe(0, Accepted(prompt_tokens=10))
+    with desk.ticket():  # the engine knows them all, and says that it is no longer
+        pass
+
+
+def test_a_prompt_that_takes_longer_than_the_limit_waits_for_nobody_and_is_let_in() -> None:
+    desk = Desk(ttft=10.0)
+    desk.stats = EngineStats(lanes_total=2, place_seconds=0.1, prefill_token_seconds=1.0)
+    with desk.ticket(tokens=100):
+        refusal(desk, desk.ticket(), "queue_ttft")
+    desk.stats = EngineStats(
+        lanes_total=2, running=2, place_seconds=0.1, expected_first_seconds=4.9
+    )
+    with desk.ticket(tokens=100):
+        pass
+    desk.stats = EngineStats(
+        lanes_total=2,
+        running=2,
+        place_seconds=0.1,
+        expected_first_seconds=5.1,
+        prefill_token_seconds=1.0,
+    )
+    refusal(desk, desk.ticket(tokens=100), "queue_ttft")
+
+
+def test_late_first_tokens_make_admission_careful() -> None:
+    desk = Desk(ttft=10.0)
+    desk.stats = EngineStats(
+        lanes_total=2, running=2, expected_first_seconds=6.0, place_seconds=1.0
+    )
+    for _ in range(20):
+        ticket = desk.ticket(tokens=0)
+        with ticket:
+            desk.now += 12.0
+            ticket.observe(0, Delta(text="x", tokens=(1,)))
+            desk.now += 100.0
+            ticket.observe(0, Delta(text="x", tokens=(1,)))
+        if desk.admission.backlog._late > 1.0:
+            break
+    refusal(desk, desk.ticket(tokens=0), "queue_ttft")
 
 
 def test_a_refusal_takes_nothing() -> None:
@@ -245,10 +299,11 @@ def test_events_in_any_order_leave_nothing_behind(words: list[str]) -> None:
         for number, word in enumerate(words):
             ticket.observe(number % 2, events[word])
     backlog = desk.admission.backlog
-    assert backlog.waiting == backlog.started == backlog._pending_tokens == 0
+    assert backlog.waiting == backlog.running == 0
+    assert backlog._tokens[Stage.SENT] == backlog._tokens[Stage.WAITING] == 0.0
     assert desk.admission.in_flight == 0
     ticket.observe(0, BEGIN)  # too late to matter
-    assert backlog.started == 0
+    assert backlog.running == 0
 
 
 def test_prompts_are_estimated_from_their_size() -> None:
@@ -257,3 +312,5 @@ def test_prompts_are_estimated_from_their_size() -> None:
     assert 20 <= estimate_tokens(TextPrompt(text="x" * 100)) <= 30
     chat = ChatPrompt(messages=(ChatMessage(role="user", content="x" * 100),) * 2)
     assert 50 <= estimate_tokens(chat) <= 70
+    with_tool = msgspec.structs.replace(chat, tools=(Tool(name="f", parameters="x" * 400),))
+    assert estimate_tokens(with_tool) >= estimate_tokens(chat) + 80

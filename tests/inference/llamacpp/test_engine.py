@@ -321,22 +321,31 @@ def test_closing_the_iterator_frees_the_lane(default_model_path: Path, phase: ty
 
 def test_a_cache_too_small_for_all_preempts_and_everyone_finishes(default_model_path: Path) -> None:
     async def scenario() -> None:
-        async with running(default_model_path, lanes=4, cache_tokens=2048) as engine:
+        # Nobody may be through before the last has begun: the prompts, 482 tokens each, are
+        # computed first, and without drafts, nearly all of which would be right here, all
+        # four go at the same pace. So they are all there when the 120 cells left run out.
+        async with running(
+            default_model_path,
+            lanes=4,
+            cache_tokens=2048,
+            speculation="off",
+            target_itl_seconds=60.0,
+        ) as engine:
             results = await asyncio.gather(
                 *(
                     answer(
                         engine,
                         request(
                             f"r{n}",
-                            TextPrompt(text=f"{n} " + f"word{n} " * 200),
-                            max_tokens=160,
+                            TextPrompt(text=f"{n} " + f"word{n} " * 240),
+                            max_tokens=64,
                             ignore_eos=True,
                         ),
                     )
                     for n in range(4)
                 )
             )
-            assert [r.finished.usage.completion_tokens for r in results if r.finished] == [160] * 4
+            assert [r.finished.usage.completion_tokens for r in results if r.finished] == [64] * 4
             assert engine.stats().preemptions > 0
             assert any(len(r.started) > 1 for r in results)
 

@@ -6,16 +6,22 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from server.wire.websocket import FORMATS, Format
-from tests.server.harness import Running
 
 JSON, MSGPACK = FORMATS
 FINAL = ("completed", "failed", "cancelled", "incomplete")
+
+
+class Listening(Protocol):
+    """A server on this machine, in this process or another."""
+
+    @property
+    def port(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,7 @@ def text_of(events: list[dict[str, Any]]) -> str:
     return "".join(each["text"] for each in events if each["type"] == "delta")
 
 
-def open_socket(running: Running, *subprotocols: str, **options: Any) -> connect:
+def open_socket(running: Listening, *subprotocols: str, **options: Any) -> connect:
     url = f"ws://127.0.0.1:{running.port}/v1/ws"
     # The client's own logger would put everything into the log that tests look at.
     silent = logging.Logger("client", logging.CRITICAL)
@@ -84,7 +90,7 @@ def open_socket(running: Running, *subprotocols: str, **options: Any) -> connect
 
 
 @asynccontextmanager
-async def talking(running: Running, format: Format = JSON, **options: Any) -> AsyncIterator[Talk]:
+async def talking(running: Listening, format: Format = JSON, **options: Any) -> AsyncIterator[Talk]:
     """A connection that is open while the block runs."""
     async with open_socket(running, format.subprotocol, **options) as socket:
         assert socket.subprotocol == format.subprotocol

@@ -186,7 +186,7 @@ def test_a_request_that_cannot_be_taken_is_refused_as_over_http() -> None:
         async with serve() as running, talking(running) as talk:
             for fields, code, param in (
                 ({"temperature": 9}, "invalid_value", "temperature"),
-                ({"tools": [{}]}, "unsupported_parameter", "tools"),
+                ({"audio": {}}, "unsupported_parameter", "audio"),
                 ({"nonsense": 1}, "unknown_parameter", "nonsense"),
                 ({"model": "other"}, "model_not_found", "model"),
                 ({"messages": []}, "invalid_value", "messages"),
