@@ -4,8 +4,9 @@
        ^                      |                    |
        +-------Queued---------+-------Queued-------+
 
-In WAITING a lane is due within `queue_seconds` of when it began to wait, in READING the first
-token within `first_token_seconds` of the lane, in WRITING any event within
+Before all that the model is due within `load_seconds`, where it is not loaded. In WAITING
+a lane is due within `queue_seconds` of when it began to wait, in READING the first token
+within `first_token_seconds` of the lane, in WRITING any event within
 `between_tokens_seconds` of being asked for; and everything within `response_seconds`.
 Only waiting for the engine counts between tokens: a reader who takes his time stops
 that clock. A sequence that is preempted waits for a lane again, and then has its tokens
@@ -32,6 +33,7 @@ RETRY_AFTER_SECONDS = 5.0
 class ResponseDeadlines:
     """What one sequence is given; 0 is no limit."""
 
+    load_seconds: float = 0.0
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     between_tokens_seconds: float = 0.0
@@ -41,6 +43,7 @@ class ResponseDeadlines:
     def of(cls, settings: Settings) -> ResponseDeadlines:
         """The settings by the same names."""
         return cls(
+            load_seconds=settings.load_seconds,
             queue_seconds=settings.queue_seconds,
             first_token_seconds=settings.first_token_seconds,
             between_tokens_seconds=settings.between_tokens_seconds,
@@ -48,7 +51,7 @@ class ResponseDeadlines:
         )
 
 
-class Phase(enum.Enum):
+class Phase(enum.IntEnum):
     """What is due next from the engine."""
 
     WAITING = enum.auto()
@@ -71,6 +74,7 @@ TRANSITIONS: Mapping[tuple[Phase, type[Event]], Phase] = {
 """Every other event leaves the phase as it is."""
 
 _SENTENCES: Mapping[str, str] = {
+    "load": "The model could not be loaded within {:g} seconds.",
     "queue": "No lane was free for this request within {:g} seconds.",
     "first_token": "The first token took longer than {:g} seconds.",
     "between_tokens": "The engine has said nothing for {:g} seconds.",
@@ -86,7 +90,7 @@ class DeadlineExceeded(ApiError):
             504,
             f"{name}_timeout",
             _SENTENCES[name].format(seconds),
-            retry_after_seconds=RETRY_AFTER_SECONDS if name == "queue" else None,
+            retry_after_seconds=RETRY_AFTER_SECONDS if name in ("load", "queue") else None,
         )
         self.name = name
 
@@ -134,41 +138,48 @@ class _Alarm:
 
     One timer serves many events: within a phase what is due only moves away, so it is
     left to ring too early and to look again. To set it anew with each token would cost
-    more than all else here. Mutable: everything; owned by `deadlined`.
+    more than all else here. Mutable: everything; owned by `deadlined`. `_task` is the one
+    that waits, None while none does, and `_cancelling` how often it was being cancelled
+    by others when it began to.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, deadlines: ResponseDeadlines) -> None:
         self._loop = asyncio.get_running_loop()
+        self._clock = Clock(deadlines, now=self._loop.time())
         self._timer: asyncio.TimerHandle | None = None
         self._asked = 0.0
         self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
         self._passed: DeadlineExceeded | None = None
 
-    async def following(self, events: AsyncGenerator[Event, None]) -> Event | None:
-        """Wait for the next event, None at the end. Raises `DeadlineExceeded`."""
-        task = self._task = asyncio.current_task()
+    def asked(self) -> None:
+        """This task begins to wait for the next event."""
+        task = self._task = asyncio.current_task(self._loop)
         assert task is not None
+        self._cancelling = task.cancelling()
         self._asked = self._loop.time()
         if self._timer is None:
             self._set()
-        cancelling = task.cancelling()
-        try:
-            event = await anext(events, None)
-        except asyncio.CancelledError:
-            if self._passed is None or task.cancelling() > cancelling + 1:
-                raise  # Somebody else wants this task to end.
-            raise self._passed from None
-        finally:
-            self._task = None
-            if self._passed is not None:
-                task.uncancel()
-        if event is not None and self._clock.observe(event, now=self._loop.time()):
-            self.stop()
-        return event
 
-    def stop(self) -> None:
-        """Forget the timer."""
+    def answered(self, event: Event) -> None:
+        """The event is there."""
+        self._task = None
+        if self._clock.observe(event, now=self._loop.time()):
+            self._unset()
+
+    def over(self) -> DeadlineExceeded | None:
+        """Stop; the deadline that passed, if it was that which cancelled the task that waits.
+
+        The task is then free of that cancellation.
+        """
+        self._unset()
+        task, self._task = self._task, None
+        if task is None or self._passed is None:
+            return None
+        # What is left are cancellations by others, who want this task to end.
+        return self._passed if task.uncancel() <= self._cancelling else None
+
+    def _unset(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -203,14 +214,19 @@ async def deadlined(
     passed. Closes `events` however it ends. Raises `DeadlineExceeded`, and what
     `events` raises.
     """
-    clock = Clock(deadlines, now=asyncio.get_running_loop().time())
-    alarm = _Alarm(clock)
+    alarm = _Alarm(deadlines)
     async with aclosing(events):
         try:
-            while (event := await alarm.following(events)) is not None:
+            alarm.asked()
+            async for event in events:
+                alarm.answered(event)
                 yield event
-        except DeadlineExceeded as error:
-            count(error.name)
-            raise
+                alarm.asked()
+        except asyncio.CancelledError:
+            passed = alarm.over()
+            if passed is None:
+                raise
+            count(passed.name)
+            raise passed from None
         finally:
-            alarm.stop()
+            alarm.over()

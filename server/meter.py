@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import assert_never
 
 from inference.types import Accepted, Delta, Event, Finished, Queued, Restarted, Started
-from server.metrics import Metrics
+from server.metrics import SequenceMetrics
 
 
 class SequenceMeter:
@@ -15,7 +15,7 @@ class SequenceMeter:
     Mutable: everything; owned by the task that reads the events.
     """
 
-    def __init__(self, metrics: Metrics, *, arrival: float) -> None:
+    def __init__(self, metrics: SequenceMetrics, *, arrival: float) -> None:
         self._metrics = metrics
         self._arrival = arrival
         self._prompt_tokens = 0
@@ -30,6 +30,8 @@ class SequenceMeter:
         """Take note of the next event, now."""
         now = perf_counter()
         match event:
+            case Delta():  # the most frequent first
+                self._delta(event, now)
             case Accepted():
                 self._accepted = True
                 self._prompt_tokens = event.prompt_tokens
@@ -43,8 +45,6 @@ class SequenceMeter:
                     self._started = now
                     self._metrics.queue.observe(event.queue_seconds)
                     self._metrics.prompt_tokens.inc(self._prompt_tokens)
-            case Delta():
-                self._delta(event, now)
             case Finished():
                 self._finished(event, now)
             case _:
@@ -62,11 +62,11 @@ class SequenceMeter:
     def _delta(self, event: Delta, now: float) -> None:
         self._tokens += len(event.tokens)
         self._metrics.generation_tokens.inc(len(event.tokens))
-        if self._last is not None:
-            self._metrics.itl.observe(now - self._last)
         if event.tokens:
+            if self._last is not None:
+                self._metrics.itl.observe(now - self._last)
             self._last = now
-        if event.text and self._first is None:
+        if self._first is None and (event.text or event.reasoning or event.calls):
             self._first = now
             self._metrics.ttft.observe(now - self._arrival)
             if self._started is not None:

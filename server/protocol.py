@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import errno
 from http import HTTPStatus
 from typing import Any
 
@@ -30,9 +29,10 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from server.chunks import offer
 from server.connections import Connections
 from server.errors import ApiError, response_to
-from server.writedeadline import WriteDeadline
+from server.writedeadline import BoundedWrites
 
 PIPELINED_MAX = 8
 """Requests that may wait on a connection behind the running one."""
@@ -51,15 +51,13 @@ class Part(enum.Enum):
     BODY = enum.auto()
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(BoundedWrites, HttpToolsProtocol):
     """One connection. `register` is set by `protocol_for`.
 
     Mutable, owned by the connection: `_part`; `_unparsed`, the bytes received since the
     parser last made something of them; `_refusal`, why the parser was stopped;
     `_refused_bytes`, None until it is refused, then what came after; the timers.
     """
-
-    register: Connections
 
     def __init__(
         self,
@@ -77,21 +75,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._refusal: ApiError | None = None
         self._refused_bytes: int | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._write_deadline: WriteDeadline | None = None
 
     # The transport's calls
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin: from now on a request's head is due."""
         super().connection_made(transport)
-        high = self._settings.write_buffer_bytes
-        transport.set_write_buffer_limits(high=high, low=high // 4)
-        self._write_deadline = WriteDeadline(
-            transport,
-            seconds=self._settings.write_seconds,
-            step_bytes=high,
-            expired=lambda: self._count("write"),
-        )
+        self._bound_writes(transport)
         if self.register.opened(self, self.connections):
             self._watch()
         else:
@@ -99,12 +89,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End, whoever ended it."""
-        if isinstance(exc, OSError) and exc.errno == errno.ETIMEDOUT:
-            self._count("peer")
         self.register.closed(self)
         self._stop_timer()
-        if self._write_deadline is not None:
-            self._write_deadline.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -117,18 +103,6 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             for start in range(0, len(data), limit):
                 self._feed(data[start : start + limit])
-
-    def pause_writing(self) -> None:
-        """The reader is behind: hold the application back, and start the clock."""
-        super().pause_writing()
-        if self._write_deadline is not None:
-            self._write_deadline.start()
-
-    def resume_writing(self) -> None:
-        """The reader has caught up."""
-        super().resume_writing()
-        if self._write_deadline is not None:
-            self._write_deadline.stop()
 
     # The parser's calls
 
@@ -147,6 +121,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self.register.busy(self)
         super().on_headers_complete()
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            offer(self.scope, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""

@@ -20,6 +20,7 @@ from msgspec import Struct
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from server.chunks import offered
 from server.disconnect import watched
 from server.errors import ApiError, body_of, from_exception
 from server.middleware import log_unexpected
@@ -29,6 +30,7 @@ from server.streams.events import (
     Entry,
     Failed,
     Incomplete,
+    Sequenced,
     Terminal,
 )
 from server.streams.readers import Reader
@@ -59,6 +61,8 @@ OUTCOMES: Mapping[type[Terminal], str] = {
 
 Header = tuple[bytes, bytes]
 
+_encode = msgspec.json.Encoder().encode
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Framing:
@@ -85,12 +89,12 @@ class Framing:
             if isinstance(each, Comment):
                 frames += b": " + each.text.encode() + b"\n\n"
             else:
-                frames += mark + msgspec.json.encode(each) + b"\n\n"
+                frames += mark + _encode(each) + b"\n\n"
         return frames
 
     def failure(self, error: ApiError) -> bytes:
         """The bytes that say how a reading broke off."""
-        return b"data: " + msgspec.json.encode(body_of(error)) + b"\n\n"
+        return b"data: " + _encode(body_of(error)) + b"\n\n"
 
 
 class EventStream:
@@ -128,7 +132,7 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream. Raises what fails before it has begun."""
-        writer = _Writer(send, self._framing)
+        writer = _Writer(scope, send, self._framing)
         try:
             await watched(receive, self._write(writer), resumable=self._resumable)
         except ClientDisconnect:
@@ -156,7 +160,8 @@ class EventStream:
                     body, failure = self._gather(entry)
                     held += body
                     if view.opened:
-                        await writer.write(held)
+                        if not writer.written(held):
+                            await writer.write(held)
                         held = b""
                     if failure is not None:
                         raise failure
@@ -167,7 +172,7 @@ class EventStream:
         body = b""
         following: Entry | None = entry
         while following is not None:
-            if isinstance(following.event, Terminal):
+            if not isinstance(following.event, Sequenced):
                 self._outcome = OUTCOMES[type(following.event)]
             try:
                 body += self._framing.frame(following, self._view.show(following))
@@ -184,8 +189,9 @@ class _Writer:
     seconds. Events are sent whole, so a heartbeat never lands inside one.
     """
 
-    def __init__(self, send: Send, framing: Framing) -> None:
+    def __init__(self, scope: Scope, send: Send, framing: Framing) -> None:
         self._send = send
+        self._write_chunk = offered(scope)
         self._framing = framing
         self._loop = asyncio.get_running_loop()
         self._sent = 0.0
@@ -203,6 +209,13 @@ class _Writer:
         self._begun.set()
         # uvicorn writes the head at once; an empty body makes other servers do.
         await self._body(self._framing.greeting, more=True)
+
+    def written(self, body: bytes) -> bool:
+        """Write whole events at once; False, and nothing is written, where that takes `write`."""
+        if not (self._begun.is_set() and self._write_chunk(body)):
+            return False
+        self._sent = self._loop.time()
+        return True
 
     async def write(self, body: bytes) -> None:
         """Send whole events, after the head."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from inference.types import Accepted, Finished, Usage
+from inference.types import Accepted, Finished, Queued, Usage
 from server.streams.events import Entry, Sequenced
 from server.streams.readers import Reader
 from server.wire.common import Projection, Summary
@@ -45,6 +45,7 @@ class OpenAiView:
     def __init__(self, projection: Projection, *, sequences: int, kept: Callable[[], bool]) -> None:
         self._projection = projection
         self._missing = sequences
+        self._all_missing = sequences
         self._kept = kept
         self._usages: dict[int, Usage] = {}
 
@@ -55,7 +56,7 @@ class OpenAiView:
 
     @property
     def opened(self) -> bool:
-        """As `View.opened`: when the engine has accepted all sequences."""
+        """As `View.opened`: when the engine has accepted all sequences, or will not soon."""
         return self._missing <= 0
 
     def show(self, entry: Entry) -> Sequence[Struct]:
@@ -65,6 +66,8 @@ class OpenAiView:
                 match event:
                     case Accepted():
                         self._missing -= 1
+                    case Queued() if self._missing == self._all_missing:
+                        self._missing = 0  # it waits for its model, which may take long
                     case Finished(usage=usage):
                         self._usages[index] = usage
                 return self._projection.show(index, event)

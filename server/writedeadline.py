@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
+
+from server.connections import Connections
 
 
 class WriteDeadline:
@@ -49,3 +52,48 @@ class WriteDeadline:
         self._timer = None
         self._expired()
         self._transport.abort()
+
+
+class BoundedWrites:
+    """What each of our protocols does about a reader that takes nothing, or has vanished.
+
+    A mixin in front of a protocol of uvicorn's, whose methods it extends. `register` is
+    set on a subclass. Mutable, owned by the connection: `_write_deadline`, there from
+    `_bound_writes` on.
+    """
+
+    register: Connections
+
+    _write_deadline: WriteDeadline | None = None
+
+    def _bound_writes(self, transport: asyncio.Transport) -> None:
+        """Give each write its buffer and its deadline, as the settings say."""
+        settings = self.register.settings
+        high = settings.write_buffer_bytes
+        transport.set_write_buffer_limits(high=high, low=high // 4)
+        self._write_deadline = WriteDeadline(
+            transport,
+            seconds=settings.write_seconds,
+            step_bytes=high,
+            expired=lambda: self.register.metrics.count_deadline("write"),
+        )
+
+    def pause_writing(self) -> None:
+        """The reader is behind: hold the application back, and start the clock."""
+        super().pause_writing()  # type: ignore[misc]
+        if self._write_deadline is not None:
+            self._write_deadline.start()
+
+    def resume_writing(self) -> None:
+        """The reader has caught up."""
+        super().resume_writing()  # type: ignore[misc]
+        if self._write_deadline is not None:
+            self._write_deadline.stop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End, whoever ended it; count a peer that was found to have vanished."""
+        if isinstance(exc, OSError) and exc.errno == errno.ETIMEDOUT:
+            self.register.metrics.count_deadline("peer")
+        if self._write_deadline is not None:
+            self._write_deadline.stop()
+        super().connection_lost(exc)  # type: ignore[misc]

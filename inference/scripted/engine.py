@@ -22,13 +22,16 @@ from inference.errors import (
     TemplateError,
 )
 from inference.lifecycle import Lifecycle
-from inference.scripted import pieces, reply
+from inference.scripted import pieces, reply, vectors
 from inference.scripted.lanes import Lanes, Run
 from inference.scripted.script import Die, Fail, Hang, RefuseTemplate, Restart, Rule, Script
+from inference.scripted.sleepers import Sleepers
 from inference.types import (
     Accepted,
     ChatPrompt,
     Delta,
+    EmbeddingRequest,
+    Embeddings,
     EngineHealth,
     EngineState,
     EngineStats,
@@ -39,7 +42,9 @@ from inference.types import (
     ModelInfo,
     Prompt,
     Queued,
+    RerankRequest,
     Restarted,
+    Scores,
     Started,
     Usage,
 )
@@ -50,10 +55,12 @@ _DEFAULT_RULE = Rule()
 class ScriptedEngine:
     """One scripted engine; `inference.engine` says what its methods promise.
 
-    Who has to wait is told its place once; when it will start is not guessed.
+    Who has to wait is told its place once; when it will start is not guessed. A request's
+    constraint is taken and not looked at: the engine plays its script.
     `requests_seen` counts generations that were begun, whatever became of them.
     `_faults_met` says how often each rule's fault has struck. One event loop owns all
-    that changes here: the counters, `_life`, `_lanes` and the timer of a revival.
+    that changes here: the counters, `_life`, `_lanes`, `_sleepers` and the timer of a
+    revival.
     """
 
     def __init__(self, script: Script, *, model_id: str = "scripted") -> None:
@@ -64,6 +71,7 @@ class ScriptedEngine:
         self._load_began: float | None = None
         self._revival: asyncio.TimerHandle | None = None
         self._lanes = Lanes(total=script.lanes, max_waiting=script.max_waiting)
+        self._sleepers = Sleepers()
         self._faults_met: dict[Rule, int] = {}
         self._prompt_tokens = 0
         self._steps = 0
@@ -111,6 +119,10 @@ class ScriptedEngine:
             lanes=script.lanes,
             cache_tokens=script.lanes * script.context_length,
             threads=0,
+            dialect=script.dialect,
+            thinking=script.thinking,
+            embedding_length=script.embedding_length,
+            reranks=script.reranks,
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
@@ -121,6 +133,8 @@ class ScriptedEngine:
         """
         self.requests_seen += 1
         self._life.require_ready()
+        if self._script.embedding_length or self._script.reranks:
+            raise InvalidRequest("This model generates no text.", param="model")
         rule = self._rule_for(request.prompt)
         run = self._new_run(rule, request)
         answer = self._answer(rule, request, run)
@@ -131,19 +145,23 @@ class ScriptedEngine:
             yield Accepted(prompt_tokens=run.prompt_tokens)
             for wait in rule.queued:
                 yield Queued(position=wait.position, expected_seconds=wait.expected_seconds)
-                await run.pause(wait.seconds)
+                await run.pause(loop.time() + wait.seconds)
+                run.check()
             if not run.has_lane:
                 yield Queued(position=self._lanes.position(run), expected_seconds=0.0)
             while not run.has_lane:
                 await run.pause(None)
+                run.check()
             started_at = loop.time()
             self._prompt_tokens += run.prompt_tokens
             yield Started(cached_tokens=0, queue_seconds=started_at - accepted_at)
             text = reply.Transcript(stop=request.stop, min_tokens=request.min_tokens)
             due = started_at + rule.first_token_seconds
             for number in range(answer.length):
-                await self._meet_fault(run)
-                await run.pause(due - loop.time())
+                if run.fault is not None:
+                    await self._meet_fault(run)
+                await run.pause(due)
+                run.check()
                 if run.restarts != self._life.restarts:
                     yield await self._taken_up(run)
                 due += rule.token_seconds
@@ -158,6 +176,20 @@ class ScriptedEngine:
             yield self._finished(run, answer, text)
         finally:
             self._lanes.leave(run)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Made-up vectors. Raises `InvalidRequest` where the script makes none."""
+        self._life.require_ready()
+        value = await vectors.embed(request, self._script)
+        self._prompt_tokens += sum(value.tokens)
+        return value
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        """Made-up scores. Raises `InvalidRequest` where the script makes none."""
+        self._life.require_ready()
+        value = await vectors.rerank(request, self._script)
+        self._prompt_tokens += sum(value.tokens)
+        return value
 
     async def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
@@ -229,7 +261,13 @@ class ScriptedEngine:
         if isinstance(fault, RefuseTemplate):
             raise TemplateError("The chat template refused the messages.", param="messages")
         prompt_tokens = reply.prompt_tokens(request.prompt)
-        return Run(request, fault, prompt_tokens, restarts=self._life.restarts)
+        return Run(
+            request,
+            fault,
+            prompt_tokens,
+            restarts=self._life.restarts,
+            sleepers=self._sleepers,
+        )
 
     def _answer(self, rule: Rule, request: GenerationRequest, run: Run) -> reply.Answer:
         """What will be said. Raises the `RequestError` of whatever cannot be accepted."""
@@ -266,6 +304,7 @@ class ScriptedEngine:
             case Hang():
                 while True:
                     await run.pause(None)
+                    run.check()
             case _:
                 assert_never(fault)
 

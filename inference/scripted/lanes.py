@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 from inference.errors import EngineError, EngineOverloaded, InvalidRequest
 from inference.scripted.script import Fault
+from inference.scripted.sleepers import Sleepers
 from inference.types import GenerationRequest
 
 
@@ -23,6 +25,7 @@ class Run:
         prompt_tokens: int,
         *,
         restarts: int,
+        sleepers: Sleepers,
     ) -> None:
         self.id = request.id
         self.priority = request.priority
@@ -31,28 +34,25 @@ class Run:
         self.restarts = restarts
         self.written = 0
         self.has_lane = False
+        self._sleepers = sleepers
         self._error: EngineError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    async def pause(self, seconds: float | None) -> None:
-        """Let others run for so long; None: until woken. Raises what `end` was given."""
-        self.check()
-        if seconds is not None and seconds <= 0:
-            await asyncio.sleep(0)
-        else:
-            await self._sleep(seconds)
-        self.check()
+    def pause(self, until: float | None) -> Awaitable[None]:
+        """To be awaited: lets others run until that time of the event loop, at least once.
 
-    async def _sleep(self, seconds: float | None) -> None:
+        None: until woken. Raises what `end` was given; `check` says whether that came
+        meanwhile.
+        """
+        self.check()
         loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = None if seconds is None else loop.call_later(seconds, self.wake)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
+        if until is None:
+            self._waiter = loop.create_future()
+        elif until > loop.time():
+            self._waiter = self._sleepers.sleep(until)
+        else:
+            return asyncio.sleep(0)
+        return self._waiter
 
     def check(self) -> None:
         """Raise what `end` was given, if it was."""
@@ -73,70 +73,71 @@ class Run:
 class Lanes:
     """Hands `total` lanes to sequences: highest priority first, then the oldest.
 
-    `_runs` holds every sequence with a lane or waiting for one, in order of arrival.
+    Mutable: `_running`, the sequences with a lane, and `_queue`, those that wait for one,
+    in order of arrival.
     """
 
     def __init__(self, *, total: int, max_waiting: int) -> None:
         self.total = total
         self._max_waiting = max_waiting
-        self._runs: dict[str, Run] = {}
+        self._running: dict[str, Run] = {}
+        self._queue: dict[str, Run] = {}
 
     @property
     def busy(self) -> int:
         """Lanes that are taken."""
-        return sum(run.has_lane for run in self._runs.values())
+        return len(self._running)
 
     @property
     def waiting(self) -> int:
         """Sequences without a lane."""
-        return sum(not run.has_lane for run in self._runs.values())
+        return len(self._queue)
 
     @property
     def waiting_tokens(self) -> int:
         """Prompt tokens of the sequences without a lane."""
-        return sum(run.prompt_tokens for run in self._runs.values() if not run.has_lane)
+        return sum(run.prompt_tokens for run in self._queue.values())
 
     @property
     def tokens(self) -> int:
         """Tokens, read and written, of the sequences with a lane."""
-        return sum(run.prompt_tokens + run.written for run in self._runs.values() if run.has_lane)
+        return sum(run.prompt_tokens + run.written for run in self._running.values())
 
     def join(self, run: Run) -> None:
         """Queue a sequence, and give it a lane at once where one is free.
 
         Raises `InvalidRequest` for an id in use, `EngineOverloaded` for a full queue.
         """
-        if run.id in self._runs:
+        if run.id in self._running or run.id in self._queue:
             raise InvalidRequest("A request with this id is running.", param="id")
-        waiting = self.waiting
-        if self.busy >= self.total and waiting >= self._max_waiting:
-            raise EngineOverloaded(f"The queue is full: {waiting} requests are waiting.")
-        self._runs[run.id] = run
+        if self.busy >= self.total and self.waiting >= self._max_waiting:
+            raise EngineOverloaded(f"The queue is full: {self.waiting} requests are waiting.")
+        self._queue[run.id] = run
         self._grant()
 
     def position(self, run: Run) -> int:
         """The place of a waiting sequence; 1 gets the next lane."""
-        waiting = [other for other in self._runs.values() if not other.has_lane]
-        return 1 + sorted(waiting, key=lambda other: -other.priority).index(run)
+        in_turn = sorted(self._queue.values(), key=lambda other: -other.priority)
+        return 1 + in_turn.index(run)
 
     def leave(self, run: Run) -> None:
         """Give its lane to the next; no harm where `end_all` already took it."""
-        if self._runs.get(run.id) is run:
-            del self._runs[run.id]
+        place = self._running if run.has_lane else self._queue
+        if place.get(run.id) is run:
+            del place[run.id]
             self._grant()
 
     def end_all(self, error: EngineError) -> None:
         """End every sequence with `error` and free all lanes."""
-        runs = list(self._runs.values())
-        self._runs.clear()
+        runs = [*self._running.values(), *self._queue.values()]
+        self._running.clear()
+        self._queue.clear()
         for run in runs:
             run.end(error)
 
     def _grant(self) -> None:
-        for _ in range(self.total - self.busy):
-            waiting = [run for run in self._runs.values() if not run.has_lane]
-            if not waiting:
-                return
-            chosen = max(waiting, key=lambda run: run.priority)
+        while self._queue and self.busy < self.total:
+            chosen = max(self._queue.values(), key=lambda run: run.priority)
+            self._running[chosen.id] = self._queue.pop(chosen.id)
             chosen.has_lane = True
             chosen.wake()

@@ -42,15 +42,16 @@ def prompt_tokens(prompt: Prompt) -> int:
 
 
 def last_user_text(prompt: Prompt) -> str:
-    """What rules are matched against: the last user message, or the whole raw prompt."""
+    """What rules are matched against: the last message of the user or of a tool, or the
+    whole raw prompt."""
     match prompt:
         case TextPrompt(text=text):
             return text
         case TokensPrompt(tokens=tokens):
             return pieces.detokenize(tokens) if pieces.known(tokens) else ""
         case ChatPrompt(messages=messages):
-            users = (message.content for message in reversed(messages) if message.role == "user")
-            return next(users, "")
+            asking = (each.content for each in reversed(messages) if each.role in ("user", "tool"))
+            return next(asking, "")
 
 
 def token_limit(request: GenerationRequest, prompt: int, context_length: int) -> int:
@@ -128,7 +129,7 @@ class Transcript:
 
         After the `last` one nothing can complete what is held back, so that is certain too.
         """
-        text = self._utf8.decode(pieces.piece(token), final=last)
+        text = self._utf8.decode(pieces.piece(token), last)
         self._unarmed -= 1
         certain, self.stop = self._matcher.push(text, armed=self._unarmed < 0)
         return certain + self._matcher.flush() if last else certain

@@ -120,7 +120,11 @@ DEFAULT_WORDS = 64
 class Script(Part, frozen=True):
     """One scripted engine. `load_error`, when given, is what loading fails with.
 
-    `expected_wait_seconds` is what its statistics say while all lanes are busy.
+    `expected_wait_seconds` is what its statistics say while all lanes are busy. `dialect`
+    is how its replies write tool calls, a name of `inference.dialects`, and `thinking` the
+    marks around the reasoning in them, where it has any. With an `embedding_length`, or
+    where it `reranks`, it generates nothing, but makes vectors or scores, each request in
+    `embedding_seconds`.
     """
 
     lanes: Annotated[int, Meta(ge=1)] = 16
@@ -129,6 +133,11 @@ class Script(Part, frozen=True):
     expected_wait_seconds: Seconds = 0.0
     load_seconds: Seconds = 0.0
     load_error: str = ""
+    dialect: str = "generic"
+    thinking: tuple[str, str] | None = None
+    embedding_length: Annotated[int, Meta(ge=0, le=65_536)] = 0
+    embedding_seconds: Seconds = 0.0
+    reranks: bool = False
     rules: tuple[Rule, ...] = ()
 
 

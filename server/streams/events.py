@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias, assert_never
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -24,8 +24,12 @@ from msgspec import Struct
 from inference.types import Accepted, Delta, Event, Finished, Queued, Restarted, Started
 
 
-class Sequenced(Struct, frozen=True, kw_only=True, tag="sequence"):
-    """An engine's event and which of the response's sequences it belongs to."""
+class Sequenced(Struct, frozen=True, kw_only=True, tag="sequence", gc=False):
+    """An engine's event and which of the response's sequences it belongs to.
+
+    Nothing in an event refers back to it, so the garbage collector need not visit the
+    many that logs hold (`gc=False`, here and below).
+    """
 
     index: int
     event: Event
@@ -73,7 +77,7 @@ Terminal: TypeAlias = Completed | Failed | Cancelled | Incomplete
 LogEvent: TypeAlias = Sequenced | Terminal
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True, gc=False):
     """One numbered event of a log."""
 
     number: int
@@ -101,7 +105,7 @@ class State(enum.StrEnum):
         return not TRANSITIONS[self]
 
 
-class Kind(enum.Enum):
+class Kind(enum.IntEnum):
     """What an event means for the state of its response."""
 
     WAITING = enum.auto()
@@ -112,6 +116,20 @@ class Kind(enum.Enum):
     CANCELLED = enum.auto()
     INCOMPLETE = enum.auto()
 
+
+KINDS: Final[Mapping[type[Event] | type[Terminal], Kind]] = {
+    Accepted: Kind.WAITING,
+    Queued: Kind.WAITING,
+    Restarted: Kind.NOTICE,
+    Started: Kind.RUNNING,
+    Delta: Kind.RUNNING,
+    Finished: Kind.RUNNING,
+    Completed: Kind.COMPLETED,
+    Failed: Kind.FAILED,
+    Cancelled: Kind.CANCELLED,
+    Incomplete: Kind.INCOMPLETE,
+}
+"""The kind of each event: an engine's, or the end."""
 
 _ENDS: Final = {
     Kind.FAILED: State.FAILED,
@@ -148,31 +166,7 @@ class IllegalEvent(Exception):
 
 def kind_of(event: LogEvent) -> Kind:
     """What the event means for its response's state."""
-    match event:
-        case Sequenced(event=inner):
-            return _kind_of_sequence(inner)
-        case Completed():
-            return Kind.COMPLETED
-        case Failed():
-            return Kind.FAILED
-        case Cancelled():
-            return Kind.CANCELLED
-        case Incomplete():
-            return Kind.INCOMPLETE
-        case _:
-            assert_never(event)
-
-
-def _kind_of_sequence(event: Event) -> Kind:
-    match event:
-        case Accepted() | Queued():
-            return Kind.WAITING
-        case Restarted():
-            return Kind.NOTICE
-        case Started() | Delta() | Finished():
-            return Kind.RUNNING
-        case _:
-            assert_never(event)
+    return KINDS[type(event.event) if isinstance(event, Sequenced) else type(event)]
 
 
 def state_after(state: State, event: LogEvent) -> State:

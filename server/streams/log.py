@@ -66,10 +66,12 @@ class EventLog:
         self._clock = clock
         self._window = Window()
         self._readers: set[LiveReader] = set()
+        self._leading = 0
         self._furthest = 0
         self._holding = False
         self._saved = record.state
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[asyncio.Future[None]] = []
         if sink is not None:
             sink.changed(self)
 
@@ -103,40 +105,40 @@ class EventLog:
             self.record = msgspec.structs.replace(self.record, state=state, ended_at=ended_at)
         entry = Entry(number=self._window.end, event=event)
         self._window.push(entry, len(encode(event)))
-        if self._sink is not None and self.storing.wanted:
+        if self.storing is not Storing.OFF and self._sink is not None and self.storing.wanted:
             self._sink.changed(self)
         if self.storing is not Storing.ON:  # there it shows when it is stored
             self._settle()
         return entry
 
-    async def room(self) -> None:
-        """Wait until the producer may append.
+    def full(self) -> bool:
+        """Look whether the producer has to wait for `room`: from high water until low water.
 
         While readers are attached, at most `high_entries` are ahead of the furthest of
         them. While none is, a log that is stored goes on as fast as it can be stored,
         and any other stays `high_entries` ahead of the furthest place ever read.
         """
-        while self._held():
-            await self.change()
-
-    def _held(self) -> bool:
-        """Whether the producer has to wait: from high water until low water."""
-        limits = self._limits
+        limits, end = self._limits, self._window.end
         high_entries, high_bytes = limits.high_entries, limits.high_bytes
         if self._readers:
-            at = min(max(reader.position for reader in self._readers), self.appended)
+            at = self._leading
         elif self.storing.wanted:
             at = self.stored
             if self.storing is Storing.BEHIND:
                 high_entries, high_bytes = limits.unstored_entries, limits.unstored_bytes
         else:
             at = self._furthest
-        count, size = self.appended - at, self._window.bytes_from(at)
+        count, size = end - at, self._window.bytes_from(at)
         if self._holding:
             self._holding = count > limits.low_entries or size > high_bytes // 2
         else:
             self._holding = count >= high_entries or size >= high_bytes
         return self._holding
+
+    async def room(self) -> None:
+        """Wait until the log is not `full`."""
+        while self.full():
+            await self.change()
 
     # Readers.
 
@@ -150,17 +152,23 @@ class EventLog:
         """Count the reader: the producer waits for it."""
         self._readers.add(reader)
         self._furthest = max(self._furthest, min(reader.position, self.visible))
+        self._lead()
         self._told()
 
     def detach(self, reader: LiveReader) -> None:
         """Count the reader no longer."""
         self._readers.discard(reader)
+        self._lead()
         self._told()
 
     def moved(self, reader: LiveReader) -> None:
         """The reader has taken an entry."""
-        self._furthest = max(self._furthest, reader.position)
-        if self._holding and not self._held():
+        position = reader.position
+        if position > self._leading and reader in self._readers:
+            self._leading = position
+        if position > self._furthest:
+            self._furthest = position
+        if self._holding and not self.full():
             self._wake()
 
     def entry(self, number: int) -> Entry | None:
@@ -180,14 +188,16 @@ class EventLog:
             raise EntriesGone
         return page
 
-    async def change(self) -> None:
-        """Wait until anything about this log has changed."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
-        try:
-            await future
-        finally:
-            self._waiting.discard(future)
+    def change(self) -> asyncio.Future[None]:
+        """To be awaited until anything about this log has changed.
+
+        Each call gives another future, which may be cancelled.
+        """
+        if len(self._waiting) > 1:  # else at most one is left of those that were cancelled
+            self._waiting = [future for future in self._waiting if not future.done()]
+        future = self._loop.create_future()
+        self._waiting.append(future)
+        return future
 
     async def settled(self) -> None:
         """Wait until the store has what was appended so far, or fails."""
@@ -256,21 +266,28 @@ class EventLog:
 
     def _settle(self) -> None:
         """Show what may be seen, forget what is not needed, wake who waits."""
-        shown = self.stored if self.storing is Storing.ON else self.appended
-        self.visible = max(self.visible, shown)
-        self._trim()
-        self._wake()
+        shown = self.stored if self.storing is Storing.ON else self._window.end
+        if shown > self.visible:
+            self.visible = shown
+        if self._over():
+            self._trim()
+        if self._waiting:
+            self._wake()
+
+    def _over(self) -> bool:
+        """Whether memory has more than is kept for readers that come back."""
+        limits, window = self._limits, self._window
+        return window.end - window.base > limits.kept_entries or window.size > limits.kept_bytes
 
     def _trim(self) -> None:
         """Let the oldest entries go, as far as readers and the store can do without."""
-        limits, window = self._limits, self._window
-        while len(window) > limits.kept_entries or window.size > limits.kept_bytes:
+        while self._over():
             if self.storing is Storing.BEHIND and self._readers and self._too_far_behind():
                 self._store(Storing.LOST)
             needed_from = self.stored if self.storing.wanted else self._furthest
-            if window.base >= needed_from:
+            if self._window.base >= needed_from:
                 return
-            window.drop()
+            self._window.drop()
 
     def _too_far_behind(self) -> bool:
         """Whether what waits for the store is more than memory may hold for it."""
@@ -284,8 +301,12 @@ class EventLog:
         if self.on_readers is not None:
             self.on_readers()
 
+    def _lead(self) -> None:
+        """Find the reader that is furthest, anew."""
+        self._leading = max((reader.position for reader in self._readers), default=0)
+
     def _wake(self) -> None:
-        for future in self._waiting:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
             if not future.done():
                 future.set_result(None)
-        self._waiting.clear()

@@ -120,14 +120,13 @@ class Producer:
         """Append all that the source yields. Raises what it raises, and `RuntimeError`."""
         unfinished: set[int] = set()
         async with aclosing(source()) as events:
-            while True:
-                await self._log.room()
-                event = await anext(events, None)
-                if event is None:
-                    break
+            await self._log.room()
+            async for event in events:
                 finished = isinstance(event.event, Finished)
                 (unfinished.discard if finished else unfinished.add)(event.index)
                 self._take(event)
+                if self._log.full():
+                    await self._log.room()
         if unfinished:
             raise RuntimeError("the engine ended a sequence without saying how")
 

@@ -12,7 +12,6 @@ application runs it, or with an error, and then it closes.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from asyncio.transports import BaseTransport
 from typing import Any, cast
@@ -29,7 +28,7 @@ from websockets.protocol import State
 from server.connections import Connections
 from server.errors import ApiError, response_to
 from server.protocol import written
-from server.writedeadline import WriteDeadline
+from server.writedeadline import BoundedWrites
 
 FRAGMENTS_MAX = 1024
 """Frames that one message may come in."""
@@ -46,14 +45,12 @@ _LIBRARY.setLevel(logging.CRITICAL)
 client's with a traceback; `server.middleware` tells of requests and of errors of ours."""
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
+class WebSocketProtocol(BoundedWrites, WebSocketsSansIOProtocol):
     """One connection. `register` is set by `websocket_options`.
 
-    Mutable, owned by the connection: `_write_deadline`, and `_pong`, the latest answer
-    to a ping that the peer has not taken yet.
+    Mutable, owned by the connection: `_pong`, the latest answer to a ping that the peer
+    has not taken yet.
     """
-
-    register: Connections
 
     def __init__(
         self,
@@ -67,7 +64,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.logger = self.conn.logger = _LIBRARY
         self.conn.debug = False  # it was set from the other logger's level
         self._count = self.register.metrics.count_deadline
-        self._write_deadline: WriteDeadline | None = None
         self._pong = b""
 
     # The transport's calls
@@ -75,23 +71,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_made(self, transport: BaseTransport) -> None:
         """Take the connection over; the handshake comes again as data."""
         super().connection_made(transport)
-        settings = self.register.settings
-        high = settings.write_buffer_bytes
-        self.transport.set_write_buffer_limits(high=high, low=high // 4)
-        self._write_deadline = WriteDeadline(
-            self.transport,
-            seconds=settings.write_seconds,
-            step_bytes=high,
-            expired=lambda: self._count("write"),
-        )
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End, whoever ended it."""
-        if isinstance(exc, OSError) and exc.errno == errno.ETIMEDOUT:
-            self._count("peer")
-        if self._write_deadline is not None:
-            self._write_deadline.stop()
-        super().connection_lost(exc)
+        self._bound_writes(self.transport)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a handshake that cannot be read is answered and closed."""
@@ -99,17 +79,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             self._deny(ApiError(400, "invalid_http", "This is not a valid WebSocket handshake."))
 
-    def pause_writing(self) -> None:
-        """The reader is behind: hold the application back, and start the clock."""
-        super().pause_writing()
-        if self._write_deadline is not None:
-            self._write_deadline.start()
-
     def resume_writing(self) -> None:
-        """The reader has caught up."""
+        """The reader has caught up: it may have the pong that waits for it."""
         super().resume_writing()
-        if self._write_deadline is not None:
-            self._write_deadline.stop()
         pong, self._pong = self._pong, b""
         if pong and not self.transport.is_closing():
             self.transport.write(pong)

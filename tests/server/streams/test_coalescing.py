@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.types import Delta, Event, TokenLogprob
+from inference.types import Delta, Event, TokenLogprob, ToolCallDelta
 from server.streams.coalescing import MERGE_MAX_TOKENS, Coalescer, merged
 from server.streams.events import Sequenced
 from tests.server.streams.parts import FINISHED, OPENING, at, delta
@@ -53,7 +53,53 @@ def test_a_burst_becomes_several_events_of_bounded_size() -> None:
     assert sizes == [1, MERGE_MAX_TOKENS, MERGE_MAX_TOKENS, MERGE_MAX_TOKENS - 1]
 
 
+def thought(text: str) -> Delta:
+    return Delta(text="", reasoning=text, tokens=(1,))
+
+
+def calling(*calls: ToolCallDelta) -> Delta:
+    return Delta(text="", calls=calls, tokens=(1,))
+
+
+HEAD = ToolCallDelta(index=0, id="call_0", name="weather", arguments="{")
+MORE = ToolCallDelta(index=0, arguments="}")
+NEXT = ToolCallDelta(index=1, id="call_1", name="weather")
+
+
+def test_reasoning_text_and_calls_merge_in_this_order_only() -> None:
+    both = merged(thought("a"), delta("b"))
+    assert both == Delta(text="b", reasoning="a", tokens=(1, *delta("b").tokens))
+    assert merged(delta("b"), thought("a")) is None
+    assert merged(calling(HEAD), delta("b")) is None
+    assert merged(calling(HEAD), thought("a")) is None
+    with_call = merged(delta("b"), calling(MORE))
+    assert with_call is not None
+    assert (with_call.text, with_call.calls) == ("b", (MORE,))
+
+
+def test_pieces_of_one_call_become_one_piece() -> None:
+    both = merged(calling(HEAD), calling(MORE))
+    assert both is not None
+    whole = ToolCallDelta(index=0, id="call_0", name="weather", arguments="{}")
+    assert both.calls == (whole,)
+    several = merged(both, calling(NEXT))
+    assert several is not None
+    assert several.calls == (whole, NEXT)
+
+
+def test_the_first_piece_of_each_call_passes_at_once() -> None:
+    coalescer = Coalescer()
+    assert coalescer.add(at(thought("a"))) == [at(thought("a"))]
+    assert coalescer.add(at(delta("b"))) == []
+    assert coalescer.add(at(calling(HEAD))) == [at(delta("b")), at(calling(HEAD))]
+    assert coalescer.add(at(calling(MORE))) == []
+    assert coalescer.add(at(calling(NEXT))) == [at(calling(MORE)), at(calling(NEXT))]
+    assert not coalescer.waiting
+
+
 events = st.one_of(
+    st.builds(thought, st.text("ab", min_size=1, max_size=2)),
+    st.builds(calling, st.sampled_from([HEAD, MORE, NEXT])),
     st.builds(Delta, text=st.text("ab", max_size=2), tokens=st.just((1,))),
     st.builds(
         Delta, text=st.text("ab", max_size=2), tokens=st.just((1,)), logprobs=st.just((logprob(1),))
@@ -83,10 +129,21 @@ def spread(events: list[Event]) -> list[object]:
             runs.append(event)
             continue
         if not (runs and isinstance(runs[-1], list)):
-            runs.append(["", (), ()])
+            runs.append([[], (), ()])
         run = runs[-1]
         assert isinstance(run, list)
-        run[0] += event.text
+        run[0] += said(event)
         run[1] += event.tokens
         run[2] += (None,) * len(event.tokens) if event.logprobs is None else event.logprobs
     return runs
+
+
+def said(event: Delta) -> list[tuple[str, object]]:
+    """What a delta says, character by character, in its order."""
+    pieces: list[tuple[str, object]] = [("reasoning", char) for char in event.reasoning]
+    pieces += [("text", char) for char in event.text]
+    for call in event.calls:
+        if call.id is not None:
+            pieces.append(("call", call.id))
+        pieces += [(f"call {call.index}", char) for char in call.arguments]
+    return pieces

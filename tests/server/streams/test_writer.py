@@ -117,7 +117,7 @@ async def test_a_store_that_cannot_be_opened_is_tried_again(rig: Rig) -> None:
 
 
 async def test_what_the_store_chokes_on_costs_its_own_log_only(
-    rig: Rig, capsys: pytest.CaptureFixture[str]
+    rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     write = rig.store.write
 
@@ -136,7 +136,7 @@ async def test_what_the_store_chokes_on_costs_its_own_log_only(
     assert (good.storing, bad.storing) == (Storing.ON, Storing.LOST)
     assert (good.visible, bad.visible) == (1, 1)
     assert sample(rig.registry, "stream_store_lost_total") == 1
-    assert "ZeroDivisionError" in (printed := capsys.readouterr().out)
+    assert "ZeroDivisionError" in (printed := caplog.text)
     assert "secret" not in printed
 
 
