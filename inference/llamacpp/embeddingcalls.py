@@ -1,0 +1,198 @@
+"""The requests for vectors on the server's side: who they are, and who waits for them.
+
+They outlive engine processes, as generations do: when one is gone they are held, and asked
+of the next, in the order and at the time that the quarantine says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from inference.errors import EngineDied, EngineError, InvalidRequest, RequestQuarantined
+from inference.llamacpp.messages import (
+    Abort,
+    Embed,
+    Embedded,
+    Failure,
+    Message,
+    SequenceEvent,
+    frame,
+    to_error,
+)
+from inference.quarantine import Quarantine, Standing
+from inference.types import Accepted, EmbeddingRequest, Embeddings, RerankRequest, Scores
+
+READING_SECONDS = 60.0
+"""A request that is read for longer than this counts as work for steps."""
+
+
+class _Call:
+    """One request. Only `EmbeddingCalls` changes it.
+
+    `inside` says whether a process has it, since the event loop's time `since`, `accepted`
+    whether that process said so, `submitted` whether one ever had it.
+    """
+
+    def __init__(self, request: EmbeddingRequest | RerankRequest, now: float) -> None:
+        self.request = request
+        self.answer: asyncio.Future[Embeddings | Scores] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self.inside = False
+        self.accepted = False
+        self.submitted = False
+        self.since = now
+
+
+class EmbeddingCalls:
+    """All requests for vectors of one engine, on one event loop.
+
+    Mutable: `_calls` by the ids that the process knows, the quarantine, the timer that
+    runs while there is no process. `replays` and `quarantined` count.
+    """
+
+    def __init__(self, send: Callable[[Message], None], *, replay_seconds: float) -> None:
+        """Without a process for `replay_seconds`, all that are held end."""
+        self.replays = 0
+        self.quarantined = 0
+        self._send = send
+        self._replay_seconds = replay_seconds
+        self._numbers = itertools.count()
+        self._calls: dict[str, _Call] = {}
+        self._quarantine = Quarantine()
+        self._giving_up: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    async def ask(self, request: EmbeddingRequest | RerankRequest) -> Embeddings | Scores:
+        """Have a request computed; cancelling it tells the process.
+
+        Raises what the process refuses it with, `EngineDied` when none is there in time,
+        `RequestQuarantined`, `InvalidRequest` for what has no encoding or is out of range.
+        """
+        _check(request)
+        id = f"{request.id}#{next(self._numbers)}"
+        call = _Call(msgspec.structs.replace(request, id=id), self._now())
+        self._calls[id] = call
+        try:
+            if self._quarantine.open(id):
+                self._enter((id,))
+            else:
+                frame(Embed(request=call.request))  # it must be known now whether it can be
+            return await call.answer
+        except (ValueError, OverflowError) as error:
+            call.inside = False
+            raise InvalidRequest("The request holds text that is not Unicode.") from error
+        finally:
+            del self._calls[id]
+            if call.inside:
+                self._send(Abort(id=id))
+            self._enter(self._quarantine.leave(id))
+
+    def answered(self, message: Embedded) -> None:
+        """Take an answer. Those that nobody waits for any more are dropped."""
+        call = self._calls.get(message.id)
+        if call is not None and not call.answer.done():
+            call.inside = False
+            call.answer.set_result(message.value)
+
+    def dispatch(self, item: SequenceEvent) -> None:
+        """Take what a process said of a request, if it is one of these."""
+        call = self._calls.get(item.id)
+        if call is None or call.answer.done():
+            return
+        if isinstance(item.event, Accepted):
+            call.accepted = True
+        elif isinstance(item.event, Failure):
+            call.inside = False
+            call.answer.set_exception(to_error(item.event))
+
+    def stepped(self, steps: int) -> None:
+        """The process has done so many steps since it is there."""
+        self._enter(self._quarantine.stepped(steps))
+
+    def on_ready(self) -> None:
+        """A process is there: it takes up those that are held."""
+        self._stop_giving_up()
+        self._enter(self._quarantine.up())
+
+    def on_down(self) -> None:
+        """The process is gone: hold what was in it."""
+        inside = {id: call for id, call in self._calls.items() if call.inside}
+        self._quarantine.down(dict.fromkeys(inside, Standing.UNPROVEN))
+        for call in inside.values():
+            call.inside = call.accepted = False
+        loop = asyncio.get_running_loop()
+        self._giving_up = loop.call_later(self._replay_seconds, self._give_up)
+
+    def on_ended(self, *, killed: bool) -> None:
+        """It is known how the process ended: by itself, or `killed`."""
+        convicted = self._quarantine.judge(killed=killed)
+        if convicted is not None:
+            self.quarantined += 1
+            error = RequestQuarantined("The engine ended each time it ran this request.")
+            self._fail(self._calls[convicted], error)
+
+    def end_all(self, error: Callable[[], EngineError]) -> None:
+        """End every request: no process will take them up."""
+        self._stop_giving_up()
+        self._quarantine.down({})  # nobody enters in place of those that end
+        for call in self._calls.values():
+            self._fail(call, error())
+
+    @property
+    def owes_steps(self) -> bool:
+        """Whether the process has one that should get on.
+
+        While a request is only read it owes none: it may be refused, and a process that
+        refuses one after the other does no steps, but does not hang either.
+        """
+        now = self._now()
+        return any(
+            call.inside and (call.accepted or now - call.since >= READING_SECONDS)
+            for call in self._calls.values()
+        )
+
+    def _enter(self, ids: Iterable[str]) -> None:
+        """Hand requests to the process, as new ones or once more."""
+        entering = deque(ids)
+        while entering:
+            call = self._calls.get(entering.popleft())
+            if call is None or call.answer.done():
+                continue
+            self.replays += call.submitted
+            call.inside = call.submitted = True
+            call.since = self._now()
+            self._send(Embed(request=call.request))
+
+    def _fail(self, call: _Call, error: EngineError) -> None:
+        call.inside = False
+        if not call.answer.done():
+            call.answer.set_exception(error)
+
+    def _give_up(self) -> None:
+        self.end_all(lambda: EngineDied("The engine ended while this request was running."))
+
+    def _stop_giving_up(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _check(request: EmbeddingRequest | RerankRequest) -> None:
+    """Raise `InvalidRequest` for what the process would not decode: that would end it."""
+    try:
+        msgspec.convert(msgspec.to_builtins(request), type(request))
+    except msgspec.ValidationError as error:
+        # It names the field and its range, and holds no value.
+        raise InvalidRequest(f"The request is out of range: {error}.") from None
