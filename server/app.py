@@ -9,71 +9,73 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from inference.engine import Engine
 from inference.errors import EngineError
 from server.access.hosts import AllowedHosts, HostMiddleware, cors
 from server.admission import Admission
 from server.auth import ApiKeys, AuthMiddleware
-from server.collectors import EngineCollector
+from server.collectors import EngineCollector, ModelCollector
 from server.connections import ConnectionMiddleware, Connections
 from server.errors import ApiError, handle
 from server.gate import GateMiddleware
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.middleware import BodyMiddleware, RequestMiddleware
+from server.models import Models, ServedModel
 from server.queueboard import QueueBoard
 from server.routes import (
     chat,
     completions,
+    embeddings,
     health,
     models,
     openapi,
     queue,
+    rerank,
     responses,
     streams,
     text,
     websocket,
 )
-from server.served import Edge, ServedModel, Streams
+from server.served import Edge, Streams
 from server.settings import Settings
 
-__all__ = ["ServedModel", "create_app"]
+__all__ = ["Models", "ServedModel", "create_app"]
 
 FAMILIES = (
-    *(chat, completions, responses, streams, websocket),
+    *(chat, completions, embeddings, rerank, responses, streams, websocket),
     *(models, queue, text, openapi, health),
 )
 """What has routes, each family in a module of its own."""
 
 
-def create_app(
-    settings: Settings, engine: Engine, *, model: ServedModel, keys: ApiKeys | None
-) -> Starlette:
-    """Build the application around an engine that has not been started.
+def create_app(settings: Settings, models: Models, *, keys: ApiKeys | None) -> Starlette:
+    """Build the application around models whose fleet has not been started.
 
-    Its lifespan opens the streams, starts the engine in the background, and closes both
-    at the end. Without `keys`
-    anybody may ask. `app.state.edge` is the `Edge`; its `lifecycle.drain()` makes
-    readiness fail and refuses new work, which is for the signal handler to call.
+    Its lifespan opens the streams, starts the default model's engine in the background,
+    and closes all at the end. Without `keys` anybody may ask. `app.state.edge` is the
+    `Edge`; its `lifecycle.drain()` makes readiness fail and refuses new work, which is for
+    the signal handler to call.
     """
-    metrics = Metrics(model.id)
+    metrics = Metrics(models.default.id)
     edge = Edge(
         settings=settings,
-        engine=engine,
-        model=model,
+        models=models,
         metrics=metrics,
         admission=Admission(
             settings.max_requests,
             max_queue_ttft_seconds=settings.max_queue_ttft_seconds,
-            stats=engine.stats,
+            stats=models.default.stats,
             count_refusal=metrics.count_refusal,
         ),
         queue=QueueBoard(),
-        lifecycle=Lifecycle(engine),
+        lifecycle=Lifecycle(models.fleet),
         connections=Connections(settings, metrics),
         opened=Streams(settings, metrics),
     )
-    metrics.registry.register(EngineCollector(engine, edge.admission, metrics.labels))
+    for served in models.all[1:]:
+        edge.admission.add_line(served.id, served.stats)
+    metrics.registry.register(EngineCollector(models, edge.admission, metrics.labels))
+    metrics.registry.register(ModelCollector(models))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

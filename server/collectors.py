@@ -9,10 +9,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from inference.engine import Engine
+from inference.leases import Condition
+from inference.slots import Phase
 from inference.types import EngineHealth, EngineState, EngineStats
 from server.admission import Admission
-from server.metrics import LABELS, PREFIX, VLLM_PREFIX
+from server.metrics import ENGINE_LABEL, LABELS, PREFIX, VLLM_PREFIX
+from server.models import Models
 
 VLLM_NAMES = frozenset(
     {
@@ -121,29 +123,73 @@ COUNTERS: tuple[tuple[str, str, Figures], ...] = (
 
 
 class EngineCollector(Collector):
-    """Reads the engine's snapshot at each scrape.
+    """Reads the snapshots of all engines at each scrape, each under its model's name.
 
-    Its counters begin again with every engine process, which Prometheus' `rate` allows
-    for.
+    Their counters begin again with every engine process, which Prometheus' `rate` allows
+    for. A model that is not loaded has none of these figures.
     """
 
-    def __init__(self, engine: Engine, admission: Admission, labels: tuple[str, ...]) -> None:
-        self._engine = engine
+    def __init__(self, models: Models, admission: Admission, labels: tuple[str, ...]) -> None:
+        self._models = models
         self._admission = admission
         self._labels = labels
 
     def collect(self) -> Iterator[Metric]:
         """Yield one family for each figure."""
-        stats, health = self._engine.stats(), self._engine.health()
-        gauges = [(name, text, figure(stats, health)) for name, text, figure in GAUGES]
-        gauges.append(("requests_in_flight", "Requests past admission.", self._admission.in_flight))
-        for name, text, value in gauges:
+        read = [
+            ((id, ENGINE_LABEL), engine.stats(), engine.health())
+            for id, engine in self._models.fleet.engines()
+        ]
+        for name, text, figure in GAUGES:
             gauge = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)
-            gauge.add_metric(self._labels, value)
+            for labels, stats, health in read:
+                gauge.add_metric(labels, figure(stats, health))
             yield gauge
         for name, text, figure in COUNTERS:
             counter = CounterMetricFamily(PREFIX + name, text, labels=LABELS)
-            counter.add_metric(self._labels, figure(stats, health))
+            for labels, stats, health in read:
+                counter.add_metric(labels, figure(stats, health))
+            yield counter
+        in_flight = GaugeMetricFamily(
+            PREFIX + "requests_in_flight", "Requests past admission.", labels=LABELS
+        )
+        in_flight.add_metric(self._labels, self._admission.in_flight)
+        yield in_flight
+
+
+MODEL_GAUGES: tuple[tuple[str, str, Callable[[Condition], float]], ...] = (
+    ("model_loaded", "1 while the model is loaded.", lambda c: c.phase is Phase.LOADED),
+    ("model_failed", "1 while it cannot be loaded.", lambda c: c.phase is Phase.FAILED),
+    ("model_leases", "Requests that use it; not told of the default model.", lambda c: c.leases),
+    ("model_waiting", "Requests that wait for it to be loaded.", lambda c: c.waiting),
+    ("model_memory_bytes", "Memory accounted for it.", lambda c: c.held_bytes),
+)
+MODEL_COUNTERS: tuple[tuple[str, str, Callable[[Condition], float]], ...] = (
+    ("model_loads", "Times the model was loaded on demand.", lambda c: c.loads),
+    ("model_load_failures", "Times it could not be.", lambda c: c.load_failures),
+    ("model_load_seconds", "Time that these loads took.", lambda c: c.load_seconds),
+    ("model_unloads", "Times it was unloaded.", lambda c: c.unloads),
+)
+
+
+class ModelCollector(Collector):
+    """Reads at each scrape which models are loaded, and what became of them so far."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield one family for each figure."""
+        conditions = self._models.fleet.conditions()
+        for name, text, figure in MODEL_GAUGES:
+            gauge = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)
+            for condition in conditions:
+                gauge.add_metric((condition.id, ENGINE_LABEL), figure(condition))
+            yield gauge
+        for name, text, figure in MODEL_COUNTERS:
+            counter = CounterMetricFamily(PREFIX + name, text, labels=LABELS)
+            for condition in conditions:
+                counter.add_metric((condition.id, ENGINE_LABEL), figure(condition))
             yield counter
 
 

@@ -19,9 +19,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from inference.engine import Engine
 from inference.errors import EngineError
-from inference.types import EngineState
+from inference.types import EngineHealth, EngineState
 from server.errors import stopping
 from server.streams.events import Incomplete, Terminal
 
@@ -39,6 +38,19 @@ class Responses(Protocol):
 
     def end_all(self, terminal: Terminal) -> int:
         """End all that run; returns how many."""
+
+
+class Engines(Protocol):
+    """What the server cannot be ready without; a fleet's health is its default model's."""
+
+    async def start(self) -> None:
+        """Return once it is ready. Raises `ModelLoadError` when it never will be."""
+
+    async def close(self) -> None:
+        """Stop everything."""
+
+    def health(self) -> EngineHealth:
+        """Its state."""
 
 
 class Phase(enum.StrEnum):
@@ -63,14 +75,14 @@ class IllegalTransition(RuntimeError):
 
 
 class Lifecycle:
-    """Starts the engine beside the server, so that health answers while it loads.
+    """Starts the engines beside the server, so that health answers while it loads.
 
     Mutable: `phase`, which only `_move` changes; `was_ready`; `_draining` and
     `_hurried`, each set once. Owner: the event loop's thread.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
         self.phase = Phase.SERVING
         self.was_ready = False
         self._draining = asyncio.Event()
@@ -78,7 +90,7 @@ class Lifecycle:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Load the engine in the background, and close it at the end."""
+        """Load the default model in the background, and close it at the end."""
         loading = asyncio.create_task(self._load())
         try:
             yield
@@ -86,7 +98,7 @@ class Lifecycle:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             self._move(Phase.CLOSED)
-            await self._engine.close()
+            await self._engines.close()
 
     @property
     def draining(self) -> bool:
@@ -96,7 +108,7 @@ class Lifecycle:
     @property
     def ready(self) -> bool:
         """Whether a request sent now would be taken."""
-        return not self.draining and self._engine.health().state is EngineState.READY
+        return not self.draining and self._engines.health().state is EngineState.READY
 
     def require_open(self) -> None:
         """Raise `ApiError` 503 once the server is draining."""
@@ -167,7 +179,7 @@ class Lifecycle:
     async def _load(self) -> None:
         log = structlog.get_logger("headrace.engine")
         try:
-            await self._engine.start()
+            await self._engines.start()
         except EngineError as error:
             log.error("engine_failed", code=error.code, reason=str(error))
         except Exception as error:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from server.tallies import Spreads, Tallies
+
 PREFIX = "headrace_"
 VLLM_PREFIX = "vllm:"
 ENGINE_LABEL = "0"
@@ -38,7 +40,7 @@ LABELS = ("model_name", "engine")
 
 DEADLINES = (
     *("head", "body", "keep_alive", "write", "peer", "websocket_pong", "websocket_idle"),
-    *("queue", "first_token", "between_tokens", "response", "drain"),
+    *("load", "queue", "first_token", "between_tokens", "response", "drain"),
 )
 """Every deadline that is counted: its setting's name without `_seconds`."""
 
@@ -49,49 +51,99 @@ REFUSALS = (
 """Every limit by which admission refuses."""
 
 
+class SequenceMetrics:
+    """The instruments for the sequences of one model."""
+
+    def __init__(self, families: _SequenceFamilies, model_name: str) -> None:
+        labels = (model_name, ENGINE_LABEL)
+        self.ttft = families.ttft.labels(*labels)
+        self.itl = families.itl.labels(*labels)
+        self.tpot = families.tpot.labels(*labels)
+        self.e2e = families.e2e.labels(*labels)
+        self.queue = families.queue.labels(*labels)
+        self.prefill = families.prefill.labels(*labels)
+        self.decode = families.decode.labels(*labels)
+        self.request_prompt_tokens = families.request_prompt_tokens.labels(*labels)
+        self.request_generation_tokens = families.request_generation_tokens.labels(*labels)
+        self.prompt_tokens = families.prompt_tokens.labels(*labels)
+        self.generation_tokens = families.generation_tokens.labels(*labels)
+        self._ends = {
+            reason: families.success.labels(*labels, reason)
+            for reason in ("stop", "length", "tool_calls", "abort", "error")
+        }
+
+    def count_end(self, finished_reason: str) -> None:
+        """Count one sequence's end."""
+        self._ends[finished_reason].inc()
+
+
+class _SequenceFamilies:
+    """What is measured of sequences, for all models."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(PREFIX + name, text, LABELS, buckets=buckets, registry=registry)
+
+        def seconds(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return histogram(name + "_seconds", text, buckets)
+
+        def counter(name: str, text: str, *more: str) -> Counter:
+            return Counter(PREFIX + name, text, (*LABELS, *more), registry=registry)
+
+        self.ttft = seconds(
+            "time_to_first_token", "Time from arrival to the first text.", TTFT_BUCKETS
+        )
+        self.itl = Spreads(
+            PREFIX + "inter_token_latency_seconds",
+            "Gap between two deltas of a sequence.",
+            LABELS,
+            buckets=ITL_BUCKETS,
+            registry=registry,
+        )
+        self.tpot = seconds(
+            "request_time_per_output_token", "Mean time of a token after the first.", ITL_BUCKETS
+        )
+        self.e2e = seconds("e2e_request_latency", "Time from arrival to the end.", LATENCY_BUCKETS)
+        self.queue = seconds(
+            "request_queue_time", "Time in the queue before the first lane.", LATENCY_BUCKETS
+        )
+        self.prefill = seconds(
+            "request_prefill_time", "Time from the first lane to the first text.", LATENCY_BUCKETS
+        )
+        self.decode = seconds(
+            "request_decode_time", "Time from the first text to the end.", LATENCY_BUCKETS
+        )
+        self.request_prompt_tokens = histogram(
+            "request_prompt_tokens", "Prompt tokens of a sequence.", TOKEN_BUCKETS
+        )
+        self.request_generation_tokens = histogram(
+            "request_generation_tokens", "Generated tokens of a sequence.", TOKEN_BUCKETS
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of sequences that got a lane.")
+        self.generation_tokens = Tallies(
+            PREFIX + "generation_tokens", "Tokens generated.", LABELS, registry=registry
+        )
+        self.success = counter(
+            "request_success",
+            "Sequences that were accepted and ended, by how: stop, length, tool_calls, "
+            "abort or error.",
+            "finished_reason",
+        )
+
+
 class Metrics:
-    """The instruments of one application, on a registry of its own."""
+    """The instruments of one application, on a registry of its own.
+
+    What no model is the cause of carries the default model's name. Mutable: the
+    instruments by model, made when a model is first named.
+    """
 
     def __init__(self, model_name: str) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.labels = (model_name, ENGINE_LABEL)
-        self.ttft = self._seconds(
-            "time_to_first_token", "Time from arrival to the first text.", TTFT_BUCKETS
-        )
-        self.itl = self._seconds(
-            "inter_token_latency", "Gap between two deltas of a sequence.", ITL_BUCKETS
-        )
-        self.tpot = self._seconds(
-            "request_time_per_output_token", "Mean time of a token after the first.", ITL_BUCKETS
-        )
-        self.e2e = self._seconds(
-            "e2e_request_latency", "Time from arrival to the end.", LATENCY_BUCKETS
-        )
-        self.queue = self._seconds(
-            "request_queue_time", "Time in the queue before the first lane.", LATENCY_BUCKETS
-        )
-        self.prefill = self._seconds(
-            "request_prefill_time", "Time from the first lane to the first text.", LATENCY_BUCKETS
-        )
-        self.decode = self._seconds(
-            "request_decode_time", "Time from the first text to the end.", LATENCY_BUCKETS
-        )
-        self.request_prompt_tokens = self._histogram(
-            "request_prompt_tokens", "Prompt tokens of a sequence.", TOKEN_BUCKETS
-        )
-        self.request_generation_tokens = self._histogram(
-            "request_generation_tokens", "Generated tokens of a sequence.", TOKEN_BUCKETS
-        )
-        self.prompt_tokens = self._counter(
-            "prompt_tokens", "Prompt tokens of sequences that got a lane."
-        )
-        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
-        self._success = Counter(
-            PREFIX + "request_success",
-            "Sequences that were accepted and ended, by how: stop, length, abort or error.",
-            (*LABELS, "finished_reason"),
-            registry=self.registry,
-        )
+        self._families = _SequenceFamilies(self.registry)
+        self._of_model: dict[str, SequenceMetrics] = {}
+        self.of(model_name)
         self._streams = Counter(
             PREFIX + "stream_outcomes",
             "Streams that began, by how they ended: completed, disconnected, error, stopped.",
@@ -132,14 +184,15 @@ class Metrics:
             self._refusals.labels(*self.labels, refusal)
         for deadline in DEADLINES:
             self._deadlines.labels(*self.labels, deadline)
-        for reason in ("stop", "length", "abort", "error"):
-            self._success.labels(*self.labels, reason)
         for outcome in ("completed", "disconnected", "error", "stopped"):
             self._streams.labels(*self.labels, outcome)
 
-    def count_end(self, finished_reason: str) -> None:
-        """Count one sequence's end."""
-        self._success.labels(*self.labels, finished_reason).inc()
+    def of(self, model_name: str) -> SequenceMetrics:
+        """The instruments of one of this server's models; never a client's text."""
+        found = self._of_model.get(model_name)
+        if found is None:
+            found = self._of_model[model_name] = SequenceMetrics(self._families, model_name)
+        return found
 
     def count_stream(self, outcome: str) -> None:
         """Count one stream's end."""
@@ -156,14 +209,6 @@ class Metrics:
     def count_response(self, route: str, status: int) -> None:
         """Count one HTTP response. `route` is a path template, never a client's text."""
         self._responses.labels(*self.labels, route, str(status)).inc()
-
-    def _seconds(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return self._histogram(name + "_seconds", text, buckets)
-
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(
-            PREFIX + name, text, LABELS, buckets=buckets, registry=self.registry
-        ).labels(*self.labels)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(PREFIX + name, text, LABELS, registry=self.registry).labels(*self.labels)
