@@ -31,11 +31,13 @@ install: ## what serve installs, without serving
 	@deploy/environment.sh runtime
 
 .PHONY: test
-test: ## run all tests, with the default model, both OpenAI SDKs, Redis and nginx
+test: ## run all tests, with three models, both OpenAI SDKs, Redis and nginx
 	@deploy/services.sh redis-server nginx
 	@deploy/environment.sh dev
 	@deploy/environment.sh openai2
 	@$(BIN)/headrace models pull default
+	@$(BIN)/headrace models pull all-minilm-l6-v2
+	@$(BIN)/headrace models pull gemma3-270m
 	@HEADRACE_TEST_OPENAI2_PYTHON="$(CURDIR)/.venv-openai2/bin/python" exec $(BIN)/python -m pytest $(ARGS)
 
 .PHONY: check
