@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks compare | table | engine | agree | report | list`."""
+"""The command line, `python -m benchmarks`: a command for each kind of measurement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import agree, engine, table
+from benchmarks import agree, embeddings, engine, fit, structured, table
 from benchmarks import session as sessions
 from benchmarks.cache import PeerCache, llama_cpp_python_version
 from benchmarks.html_report import render_html
@@ -47,7 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     table.add_command(commands)
     engine.add_command(commands)
+    embeddings.add_command(commands)
     agree.add_command(commands)
+    fit.add_command(commands)
+    structured.add_command(commands)
 
     report = commands.add_parser("report", help="write the reports of a saved session again")
     report.add_argument("directory", type=Path, help="where results.json lies")

@@ -37,8 +37,8 @@ from benchmarks.peers import PeerError
 from benchmarks.running import complete
 from benchmarks.servers import PROC
 from benchmarks.stats import percentile
+from inference.requests import GenerationRequest, TextPrompt
 from inference.scripted import Rule, Script, ScriptedEngine
-from inference.types import GenerationRequest, TextPrompt
 
 SPARE_FILES = 512
 LOOK_SECONDS = 0.001

@@ -14,15 +14,10 @@ from benchmarks.peers import PeerError
 from benchmarks.prose import question, sentence
 from benchmarks.stats import percentile
 from inference.errors import ModelLoadError
+from inference.events import Delta
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import WorkerConfig
-from inference.types import (
-    Delta,
-    EmbeddingRequest,
-    GenerationRequest,
-    SamplingParams,
-    TextPrompt,
-)
+from inference.requests import EmbeddingRequest, GenerationRequest, SamplingParams, TextPrompt
 
 CHATS = 4
 SENTENCES = 64

@@ -18,9 +18,11 @@ from typing import Literal
 from benchmarks.peers import PeerError
 from benchmarks.raw import GENERATED_TOKENS, PREFILL_TOKENS, PROMPT_TOKENS
 from inference.errors import EngineError
+from inference.events import Delta
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import WorkerConfig
-from inference.types import Delta, EngineStats, GenerationRequest, SamplingParams, TokensPrompt
+from inference.requests import GenerationRequest, SamplingParams, TokensPrompt
+from inference.status import EngineStats
 
 Layout = Literal["split", "unified"]
 

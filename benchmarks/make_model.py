@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGUFWriter, LlamaFileType
 
+from benchmarks.describing import describe
 from benchmarks.modelfiles import model_file
 from benchmarks.peers import PeerError
 from benchmarks.shapes import BITS_PER_WEIGHT, F16_BYTES, SHAPES, Shape, Tensor
@@ -33,9 +34,6 @@ POOL_ELEMENTS = 1 << 24
 CHUNK_ELEMENTS = 1 << 25
 DISK_MARGIN = 1.05
 LOG_TAIL_LINES = 5
-# Llama 3's.
-ROPE_BASE = 500000.0
-NORM_EPSILON = 1e-5
 
 
 class MakeError(Exception):
@@ -114,7 +112,13 @@ def write_f16(shape: Shape, vocabulary: Vocabulary, path: Path) -> None:
     plain = np.array(vocabulary.plain)
     writer = GGUFWriter(path, "llama")
     with closing(writer):
-        _describe(writer, shape, vocabulary)
+        describe(
+            writer,
+            shape,
+            tokens=len(vocabulary.tokens),
+            file_type=LlamaFileType.MOSTLY_F16,
+        )
+        vocabulary.write(writer)
         for tensor in tensors:
             dtype = np.dtype(np.float32 if len(tensor.shape) == 1 else np.float16)
             nbytes = tensor.elements * dtype.itemsize
@@ -170,22 +174,6 @@ def quantize(source: Path, target: Path, name: str, threads: int) -> None:
     if done.returncode:
         log = done.stdout.decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         raise MakeError("\n  ".join([f"llama.cpp cannot write {name}:", *log]))
-
-
-def _describe(writer: GGUFWriter, shape: Shape, vocabulary: Vocabulary) -> None:
-    writer.add_name(f"{shape.name} with random weights")
-    writer.add_file_type(LlamaFileType.MOSTLY_F16)
-    writer.add_block_count(shape.layers)
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.width)
-    writer.add_feed_forward_length(shape.feed_forward)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_dimension_count(shape.head_width)
-    writer.add_rope_freq_base(ROPE_BASE)
-    writer.add_layer_norm_rms_eps(NORM_EPSILON)
-    writer.add_vocab_size(len(vocabulary.tokens))
-    vocabulary.write(writer)
 
 
 if __name__ == "__main__":

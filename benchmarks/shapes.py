@@ -38,6 +38,7 @@ class Tensor:
 class Shape:
     """A Llama's dimensions. All widths are multiples of 256, which k-quants need.
 
+    `yarn` is how many times its context the file asks YaRN for, 0: it does not ask.
     `vocabulary` is the least number of tokens: a smaller vocabulary is filled up with
     tokens that no text is ever split into, a larger one stays as it is.
     """
@@ -50,6 +51,7 @@ class Shape:
     kv_heads: int
     vocabulary: int
     context: int = 8192
+    yarn: float = 0.0
 
     @property
     def head_width(self) -> int:
@@ -97,6 +99,26 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             heads=32,
             kv_heads=8,
             vocabulary=128256,
+        ),
+        # Llama 3 70B: https://huggingface.co/meta-llama/Meta-Llama-3-70B, config.json
+        "llama-70b": Shape(
+            name="llama-70b",
+            layers=80,
+            width=8192,
+            feed_forward=28672,
+            heads=64,
+            kv_heads=8,
+            vocabulary=128256,
+        ),
+        # Large enough that weights and cache outweigh the process, small enough to be run.
+        "llama-300m": Shape(
+            name="llama-300m",
+            layers=16,
+            width=1024,
+            feed_forward=3072,
+            heads=16,
+            kv_heads=8,
+            vocabulary=0,
         ),
         # Small enough for any processor, and still every kind of tensor.
         "tiny": Shape(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from inference.types import (
+from inference.events import Embeddings, Event, Scores
+from inference.requests import (
     ChatPrompt,
-    EngineHealth,
-    EngineStats,
-    Event,
+    EmbeddingRequest,
     GenerationRequest,
-    ModelInfo,
     Prompt,
+    RerankRequest,
 )
+from inference.status import EngineHealth, EngineStats, ModelInfo
 
 
 class Engine(Protocol):
@@ -33,12 +33,22 @@ class Engine(Protocol):
         """The loaded model. Raises `EngineUnavailable` before the first READY."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """Run one sequence; the order of events is in `inference.types`.
+        """Run one sequence; the order of events is in `inference.events`.
 
         Closing the iterator (`aclosing`) aborts the sequence: its lane is free from
         the engine's next step on. Raises any `EngineError` except `ModelLoadError`;
         request errors come before `Accepted`.
         """
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Vectors for the inputs of a request. Cancelling it stops the work.
+
+        Raises any `EngineError` except `ModelLoadError`: `InvalidRequest` for a model that
+        makes none, `ContextLengthExceeded` naming the first input that is too long.
+        """
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        """Scores for the documents of a request; else as `embed`."""
 
     async def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True

@@ -111,6 +111,14 @@ class DecodeFailed(EngineError):
 
 
 class ModelLoadError(EngineError):
-    """The model cannot be loaded; restarting will not help."""
+    """The model cannot be loaded; restarting will not help.
+
+    Where it will be tried again all the same, for its file may have been mended,
+    `retry_after_seconds` says when.
+    """
 
     code = "model_load_failed"
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds

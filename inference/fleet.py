@@ -20,7 +20,7 @@ from inference.errors import EngineError, EngineUnavailable, ModelLoadError
 from inference.leases import Condition, Lease, Loadable, condition_of_default
 from inference.pool import Pool
 from inference.slots import Phase, Plan, PoolLimits, Slot, Waiter
-from inference.types import EngineHealth, EngineState, ModelInfo
+from inference.status import EngineHealth, EngineState, ModelInfo
 
 _log = logging.getLogger(__name__)
 

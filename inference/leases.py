@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from inference.engine import Engine
 from inference.errors import EngineUnavailable
 from inference.slots import IN_MEMORY, Phase, Waiter
-from inference.types import EngineHealth, EngineState
+from inference.status import EngineHealth, EngineState
 
 if TYPE_CHECKING:  # a lease and its fleet know each other
     from inference.fleet import Fleet

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping
 
 from inference.errors import EngineUnavailable
-from inference.types import EngineHealth, EngineState
+from inference.status import EngineHealth, EngineState
 
 TRANSITIONS: Mapping[EngineState, frozenset[EngineState]] = {
     EngineState.STARTING: frozenset({EngineState.READY, EngineState.FAILED, EngineState.CLOSED}),

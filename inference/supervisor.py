@@ -20,6 +20,7 @@ from inference.errors import EngineOverloaded, EngineUnavailable, ModelLoadError
 from inference.lifecycle import Lifecycle
 from inference.llamacpp.link import Link
 from inference.llamacpp.messages import (
+    Embedded,
     LoadFailed,
     Loading,
     Message,
@@ -32,8 +33,8 @@ from inference.llamacpp.messages import (
     ToServer,
     WorkerConfig,
 )
+from inference.status import EngineHealth, EngineState, ModelInfo
 from inference.tenure import Listener, Tenure
-from inference.types import EngineHealth, EngineState, ModelInfo
 from inference.watchdog import Progress, hung
 
 _log = logging.getLogger(__name__)
@@ -256,7 +257,7 @@ class Supervisor:
             case Report():
                 tenure.progress.stepped(message.stats.steps)
                 self._listener.on_message(message)
-            case Reply() | Refused():
+            case Embedded() | Reply() | Refused():
                 self._listener.on_message(message)
             case Pong():
                 pass

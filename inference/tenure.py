@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from inference.llamacpp.messages import Refused, Reply, Report
-from inference.types import ModelInfo
+from inference.llamacpp.messages import Embedded, Refused, Reply, Report
+from inference.status import ModelInfo
 from inference.watchdog import Progress
 
 
@@ -16,7 +16,7 @@ class Listener(Protocol):
     def on_ready(self, info: ModelInfo) -> None:
         """A process is ready: from now on `Supervisor.send` works."""
 
-    def on_message(self, message: Report | Reply | Refused) -> None:
+    def on_message(self, message: Report | Embedded | Reply | Refused) -> None:
         """It said something."""
 
     def on_down(self) -> None:

@@ -84,7 +84,7 @@ Source: TypeAlias = PackageSource | PartsSource | HubSource | PathSource
 class Sampling(Table, frozen=True):
     """What the model's authors recommend; used where a request leaves the field out.
 
-    Names, meanings and ranges are those of `inference.types.SamplingParams`.
+    Names, meanings and ranges are those of `inference.requests.SamplingParams`.
     """
 
     temperature: Annotated[float, Meta(ge=0.0, le=5.0)] | None = None

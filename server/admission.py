@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from inference.types import EngineStats
+from inference.status import EngineStats
 from server.access.client import Client
 from server.backlog import Backlog
 from server.errors import ApiError

@@ -29,7 +29,7 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass
 
-from inference.types import EngineStats
+from inference.status import EngineStats
 
 FIRST_SERVICE_SECONDS = 4.0
 """How long an answer is taken to hold a lane until one has ended."""

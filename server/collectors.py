@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from inference.leases import Condition
 from inference.slots import Phase
-from inference.types import EngineHealth, EngineState, EngineStats
+from inference.status import EngineHealth, EngineState, EngineStats
 from server.admission import Admission
 from server.metrics import ENGINE_LABEL, LABELS, PREFIX, VLLM_PREFIX
 from server.models import Models

@@ -12,7 +12,8 @@ from starlette.requests import Request
 
 from inference.engine import Engine
 from inference.errors import RequestError
-from inference.types import Embeddings, Prompt, Scores, Started
+from inference.events import Embeddings, Scores, Started
+from inference.requests import Prompt
 from server.access.audit import route_of
 from server.access.client import Client
 from server.deadlines import DeadlineExceeded

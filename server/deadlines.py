@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from inference.types import Delta, Event, Finished, Queued, Started
+from inference.events import Delta, Event, Finished, Queued, Started
 from server.errors import ApiError
 from server.settings import Settings
 

@@ -9,6 +9,7 @@ addresses or other people's text.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +21,12 @@ from inference import errors
 
 UNAVAILABLE_RETRY_SECONDS = 5.0
 """What to wait for an engine that is loading or restarting."""
+
+
+ADVICE: Mapping[str, str] = {
+    "lora": "An adapter is a model of its own here: name it in `model`.",
+}
+"""What to do instead of using a parameter that there is not."""
 
 
 class ApiError(Exception):
@@ -64,7 +71,8 @@ def invalid(message: str, param: str | None, code: str = "invalid_value") -> Api
 
 def unsupported(param: str) -> ApiError:
     """A field that other servers know and this one does not act on: status 400."""
-    return invalid(f"`{param}` is not supported by this server.", param, "unsupported_parameter")
+    sentence = f"`{param}` is not supported by this server. {ADVICE.get(param, '')}".rstrip()
+    return invalid(sentence, param, "unsupported_parameter")
 
 
 def unreadable() -> ApiError:
@@ -105,6 +113,10 @@ def from_exception(error: Exception) -> ApiError:
             )
         case errors.DecodeFailed():
             return ApiError(503, error.code, str(error), retry_after_seconds=1.0)
+        case errors.ModelLoadError():
+            return ApiError(
+                503, error.code, str(error), retry_after_seconds=error.retry_after_seconds
+            )
         case errors.RequestQuarantined():
             return ApiError(500, error.code, str(error))
         case errors.EngineError():

@@ -12,33 +12,40 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import structlog
 
+from inference.dialects import Parser, spoken
 from inference.engine import Engine
 from inference.errors import RequestError
-from inference.types import Delta, Event, GenerationRequest
+from inference.events import Delta, Event, Queued
+from inference.leases import Lease
+from inference.requests import GenerationRequest
 from server.deadlines import ResponseDeadlines, deadlined
 from server.meter import SequenceMeter
 from server.metrics import Metrics
+from server.models import Served
 from server.queueboard import QueueBoard
 from server.streams.events import Sequenced
 from server.tickets import Ticket
+from server.waiting import places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """The sequences of one request. `arrival` is in `perf_counter` seconds.
 
-    `id` is what its client knows it by, `board` shows it while it runs, and its `ticket`
-    is held meanwhile. `deadlines` hold for each sequence.
-    `names` says what the API calls the engine's `param`s, where it differs.
+    `id` is what its client knows it by, `board` shows it while it runs; its `ticket` and a
+    lease of its `model` are held meanwhile. `deadlines` hold for each sequence.
+    `names` says what the API calls the engine's `param`s, where it differs. `parser` makes
+    what tells reasoning and calls from the text of one sequence, where there may be any.
     `log_prompts` writes prompts and answers to the log, as its setting says.
     """
 
     id: str
-    engine: Engine
+    model: Served
     metrics: Metrics
     board: QueueBoard
     ticket: Ticket
@@ -46,6 +53,7 @@ class Generation:
     arrival: float
     deadlines: ResponseDeadlines
     names: Mapping[str, str] = field(default_factory=dict)
+    parser: Callable[[], Parser] | None = None
     log_prompts: bool = False
 
     async def events(self) -> AsyncGenerator[Sequenced, None]:
@@ -53,27 +61,45 @@ class Generation:
 
         Raises `ApiError` where the ticket is refused or a deadline passes, `EngineError`.
         """
-        with self.ticket, self._observing() as observe:
-            async with aclosing(merged(self._generate, self.requests)) as events:
-                async for event in events:
-                    observe(event)
-                    yield event
+        with self.ticket, self._observing() as observe, self.model.lease() as lease:
+            async with aclosing(self._places(lease)) as waiting:
+                async for place in waiting:
+                    queued = Sequenced(index=0, event=place)
+                    observe(queued)
+                    yield queued
+            generate = partial(self._generate, await lease.engine())
+            if len(self.requests) == 1:  # nothing to merge: no layer more, no task for each token
+                async with aclosing(generate(self.requests[0])) as events:
+                    async for event in events:
+                        only = Sequenced(index=0, event=event)
+                        observe(only)
+                        yield only
+                return
+            async with aclosing(merged(generate, self.requests)) as several:
+                async for sequenced in several:
+                    observe(sequenced)
+                    yield sequenced
+
+    def _places(self, lease: Lease) -> AsyncGenerator[Queued, None]:
+        return places(lease, seconds=self.deadlines.load_seconds, count=self.metrics.count_deadline)
 
     @contextmanager
     def _observing(self) -> Iterator[Callable[[Sequenced], None]]:
         """Show the request on the board, count and log, while it runs; gives what is told."""
-        meters = [SequenceMeter(self.metrics, arrival=self.arrival) for _ in self.requests]
+        metrics = self.metrics.of(self.model.id)
+        meters = [SequenceMeter(metrics, arrival=self.arrival) for _ in self.requests]
         texts: list[list[str]] = [[] for _ in self.requests] if self.log_prompts else []
         listing = self.board.enter(self.id, self.requests[0].client, sequences=len(self.requests))
         outcome = "abort"
 
         def observe(sequenced: Sequenced) -> None:
             index, event = sequenced.index, sequenced.event
-            listing.observe(index, event)
+            if listing.waiting or not isinstance(event, Delta):
+                listing.observe(index, event)
             self.ticket.observe(index, event)
             meters[index].observe(event)
             if texts and isinstance(event, Delta):
-                texts[index].append(event.text)
+                texts[index].append(_written(event))
 
         try:
             yield observe
@@ -94,10 +120,17 @@ class Generation:
                     answer="".join(text),
                 )
 
-    def _generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        return deadlined(
-            self.engine.generate(request), self.deadlines, count=self.metrics.count_deadline
-        )
+    def _generate(self, engine: Engine, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        events = engine.generate(request)
+        if self.parser is not None:
+            events = spoken(events, self.parser())
+        return deadlined(events, self.deadlines, count=self.metrics.count_deadline)
+
+
+def _written(delta: Delta) -> str:
+    """All that the delta says, for the log."""
+    calls = "".join((call.name or "") + call.arguments for call in delta.calls)
+    return delta.reasoning + delta.text + calls
 
 
 async def merged(
@@ -109,11 +142,6 @@ async def merged(
     A consumer that does not ask holds back all of them: at most one event of each waits
     here. Raises the first error of any, and aborts the others.
     """
-    if len(requests) == 1:  # no task for each token where there is nothing to merge
-        async with aclosing(generate(requests[0])) as events:
-            async for event in events:
-                yield Sequenced(index=0, event=event)
-        return
     async with AsyncExitStack() as stack:
         sequences = [
             await stack.enter_async_context(aclosing(generate(request))) for request in requests

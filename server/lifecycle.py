@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import structlog
 
 from inference.errors import EngineError
-from inference.types import EngineHealth, EngineState
+from inference.status import EngineHealth, EngineState
 from server.errors import stopping
 from server.streams.events import Incomplete, Terminal
 

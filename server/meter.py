@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import assert_never
 
-from inference.types import Accepted, Delta, Event, Finished, Queued, Restarted, Started
+from inference.events import Accepted, Delta, Event, Finished, Queued, Restarted, Started
 from server.metrics import SequenceMetrics
 
 

@@ -14,7 +14,8 @@ from inference.engine import Engine
 from inference.errors import EngineUnavailable
 from inference.fleet import Fleet
 from inference.leases import Lease
-from inference.types import EngineStats, ModelInfo, SamplingParams
+from inference.requests import SamplingParams
+from inference.status import EngineStats, ModelInfo
 from server.errors import ApiError
 
 FINGERPRINT_CHARS = 12

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import assert_never
 
-from inference.types import Accepted, Delta, Event, Finished, Queued, Restarted, Started
+from inference.events import Accepted, Delta, Event, Finished, Queued, Restarted, Started
 
 
 @dataclass(slots=True, kw_only=True)

@@ -22,6 +22,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from inference.llamacpp.cachetypes import CacheType
+
 PREFIX = "HEADRACE_"
 FILE_VARIABLE = PREFIX + "CONFIG"
 
@@ -61,15 +63,33 @@ class Settings:
 
     `port` 0 takes any free port. `context`, `cache_tokens` and `threads` 0 leave the
     choice to the engine, `gpu_layers` -1 is all of them, `max_tokens_limit` 0 is the
-    context. `kv_host_memory` and `kv_disk` are in MiB; `kv_disk_dir` None is
+    context. `models` may be loaded beside the default one, `catalog` among them stands for
+    all whose file is here; `max_loaded_models` counts the default one too, and so does
+    `memory_budget`, in MiB. `kv_host_memory` and `kv_disk` are in MiB; `kv_disk_dir` None is
     `headrace/kv` in the user's cache directory. For `data_dir` None see `data_dir_of`.
     """
 
     model: Annotated[str, NotEmpty, Option("model", "ID|PATH", "catalogue id or .gguf file")] = (
         "default"
     )
+    models: Annotated[
+        tuple[str, ...],
+        Meta(max_length=1000),
+        Option("model", "IDS", "others, loaded on demand; catalog: all"),
+    ] = ()
     profile: Annotated[
-        Literal["original", "near-lossless", "balanced", "fast"],
+        Literal[
+            "original",
+            "near-lossless",
+            "near-lossless/latency",
+            "near-lossless/throughput",
+            "balanced",
+            "balanced/latency",
+            "balanced/throughput",
+            "fast",
+            "fast/latency",
+            "fast/throughput",
+        ],
         Option("model", "NAME", "weights, see `headrace tune`"),
     ] = "original"
     engine: Annotated[
@@ -77,6 +97,21 @@ class Settings:
     ] = "llamacpp"
     script: Annotated[Path | None, Option("model", "FILE", "what the scripted engine plays")] = None
     offline: Annotated[bool, Option("model", "", "never download a model")] = False
+    chat_template: Annotated[
+        Path | None, Option("model", "FILE", "in place of the model's own", flag=False)
+    ] = None
+
+    max_loaded_models: Annotated[
+        int, Meta(ge=1, le=64), Option("model", "N", "in memory at once", flag=False)
+    ] = 3
+    memory_budget: Annotated[
+        int,
+        Meta(ge=0, le=1 << 30),
+        Option("model", "MIB", "memory for all models, 0: what there is", flag=False),
+    ] = 0
+    unload_seconds: Annotated[
+        float, Seconds, Option("model", "S", "idle time of one on demand, 0: any", flag=False)
+    ] = 300.0
 
     host: Annotated[str, NotEmpty, Option("network", "ADDR", "address to listen on")] = "127.0.0.1"
     port: Annotated[
@@ -117,6 +152,31 @@ class Settings:
     layout: Annotated[
         Literal["auto", "unified", "split"], Option("engine", "NAME", "cache: auto, unified, split")
     ] = "auto"
+    cache_type_k: Annotated[
+        CacheType, Option("engine", "NAME", "format of keys in the cache", flag=False)
+    ] = "f16"
+    cache_type_v: Annotated[
+        CacheType, Option("engine", "NAME", "format of values in the cache", flag=False)
+    ] = "f16"
+    flash_attention: Annotated[
+        Literal["auto", "on", "off"], Option("engine", "NAME", "auto, on, off", flag=False)
+    ] = "auto"
+    rope_scaling: Annotated[
+        Literal["file", "none", "linear", "yarn"],
+        Option("engine", "NAME", "how positions are stretched: file, none, linear", flag=False),
+    ] = "file"
+    rope_scale: Annotated[
+        float, Meta(ge=0.0, le=1024.0), Option("engine", "N", "times that context", flag=False)
+    ] = 0.0
+    rope_freq_base: Annotated[
+        float, Meta(ge=0.0, le=1e12), Option("engine", "N", "0: the file's", flag=False)
+    ] = 0.0
+    yarn_original_context: Annotated[
+        int, Natural, Option("engine", "N", "tokens before scaling, 0: the file's", flag=False)
+    ] = 0
+    check_memory: Annotated[
+        bool, Option("engine", "", "load nothing that cannot fit", flag=False)
+    ] = True
     kv_host_memory: Annotated[
         int, Meta(ge=0, le=1 << 24), Option("engine", "MIB", "host memory for finished prefixes")
     ] = 1024
@@ -163,18 +223,21 @@ class Settings:
     ] = 0
     max_queue_ttft_seconds: Annotated[
         float, Seconds, Option("limits", "S", "expected first token, beyond: 503", flag=False)
-    ] = 60.0
+    ] = 30.0
     body_seconds: Annotated[
         float,
         Meta(gt=0.0, le=3600.0),
         Option("limits", "S", "time to receive a request", flag=False),
     ] = 30.0
     disconnect_grace_seconds: Annotated[
-        float, Seconds, Option("limits", "S", "time a request outlives its client")
+        float, Seconds, Option("limits", "S", "time a request outlives its client", flag=False)
     ] = 0.0
     drain_seconds: Annotated[
         float, Seconds, Option("limits", "S", "time for streams to end at shutdown")
     ] = 30.0
+    load_seconds: Annotated[
+        float, Seconds, Option("limits", "S", "time to wait for a model, 0: any", flag=False)
+    ] = 300.0
     queue_seconds: Annotated[
         float, Seconds, Option("limits", "S", "time to wait for a lane, 0: any", flag=False)
     ] = 300.0

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from inference.dialects import Offer, Parser, dialect_of
-from inference.types import Constraint, ModelInfo
+from inference.requests import Constraint
+from inference.status import ModelInfo
 from server.wire.chat import Asked
 from server.wire.constraints import Given
 

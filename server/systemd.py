@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import structlog
 
 from inference.engine import Engine
-from inference.types import EngineHealth, EngineState, EngineStats
+from inference.status import EngineHealth, EngineState, EngineStats
 
 FEEDS_PER_WATCHDOG = 3
 """A report may come late once without being missed."""

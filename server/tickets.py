@@ -10,19 +10,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import assert_never
 
-from inference.types import (
-    Accepted,
-    ChatPrompt,
-    Delta,
-    Event,
-    Finished,
-    Prompt,
-    Queued,
-    Restarted,
-    Started,
-    TextPrompt,
-    TokensPrompt,
-)
+from inference.events import Accepted, Delta, Event, Finished, Queued, Restarted, Started
+from inference.requests import ChatPrompt, Prompt, TextPrompt, TokensPrompt
 from server.access import audit
 from server.access.client import Client
 from server.admission import Account, Admission

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from inference.types import Accepted, Finished, Queued, Usage
+from inference.events import Accepted, Finished, Queued, Usage
 from server.streams.events import Entry, Sequenced
 from server.streams.readers import Reader
 from server.wire.common import Projection, Summary

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from inference.engine import Engine
+from inference.events import Queued
 from inference.leases import Lease
-from inference.types import Queued
 from server.deadlines import DeadlineExceeded
 from server.served import Edge
 

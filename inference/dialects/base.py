@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from inference.dialects.calls import Opening
 from inference.dialects.offer import Offer
 from inference.dialects.parser import Parser, new_call_id
-from inference.types import ChatPrompt, Constraint
+from inference.requests import ChatPrompt, Constraint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from inference.dialects.base import Dialect
 from inference.dialects.hermes import BEFORE, BLOCKS, END, START, block_grammar
 from inference.dialects.offer import Offer
-from inference.types import ChatMessage, ChatPrompt, Constraint, Tool, ToolCall
+from inference.requests import ChatMessage, ChatPrompt, Constraint, Tool, ToolCall
 
 RESULT: Final = "<tool_response>"
 RESULT_END: Final = "</tool_response>"

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from inference.dialects.offer import Offer
 from inference.errors import InvalidRequest
-from inference.types import Choice, Constraint, Grammar, JsonSchema, Regex
+from inference.requests import Choice, Constraint, Grammar, JsonSchema, Regex
 
 ANY_TEXT: Final = r"/(.|\n)*/"
 LINES: Final = r"LINES: /\n{0,2}/"

@@ -29,7 +29,7 @@ from inference.dialects.grammar import (
     quoted,
 )
 from inference.dialects.offer import Offer
-from inference.types import Constraint
+from inference.requests import Constraint
 
 START: Final = "<tool_call>"
 END: Final = "</tool_call>"

@@ -36,7 +36,7 @@ from inference.dialects.grammar import (
 )
 from inference.dialects.offer import Offer
 from inference.errors import InvalidRequest
-from inference.types import ChatMessage, ChatPrompt, Constraint
+from inference.requests import ChatMessage, ChatPrompt, Constraint
 
 PYTHON: Final = "<|python_tag|>"
 FUNCTION: Final = "<function="

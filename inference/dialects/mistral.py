@@ -33,7 +33,7 @@ from inference.dialects.grammar import (
     quoted,
 )
 from inference.dialects.offer import Offer
-from inference.types import ChatMessage, ChatPrompt, Constraint
+from inference.requests import ChatMessage, ChatPrompt, Constraint
 
 START: Final = "[TOOL_CALLS]"
 CALL_ID: Final = "[CALL_ID]"

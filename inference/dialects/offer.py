@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inference.types import Tool
+from inference.requests import Tool
 
 CALLS_MAX = 16
 """How many calls one answer may make."""

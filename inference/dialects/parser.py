@@ -9,7 +9,7 @@ from inference.dialects.calls import CallFinder, Opening
 from inference.dialects.offer import Offer
 from inference.dialects.pieces import Pieces
 from inference.dialects.reasoning import Reasoner
-from inference.types import Delta
+from inference.events import Delta
 
 
 def new_call_id() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from inference.types import Delta, ToolCallDelta
+from inference.events import Delta, ToolCallDelta
 
 
 class Pieces:

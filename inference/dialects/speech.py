@@ -8,7 +8,7 @@ from contextlib import aclosing
 from msgspec.structs import replace
 
 from inference.dialects.parser import Parser
-from inference.types import Accepted, Delta, Event, Finished, FinishReason
+from inference.events import Accepted, Delta, Event, Finished, FinishReason
 
 
 async def spoken(

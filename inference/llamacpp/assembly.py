@@ -12,25 +12,34 @@ from pathlib import Path
 
 import llama_cpp
 
-from inference.errors import ModelLoadError, TemplateError
-from inference.llamacpp.bindings import TEMPLATE_KEY, Model
+from inference.errors import ModelLoadError
+from inference.llamacpp.adapters import computed_by, load_adapters
+from inference.llamacpp.bindings import Model
+from inference.llamacpp.constraints.compiler import Compiler
 from inference.llamacpp.context import Context
 from inference.llamacpp.devicechains import DeviceChains, device_chains
 from inference.llamacpp.diskfiles import Origin
 from inference.llamacpp.diskindex import DiskIndex
-from inference.llamacpp.diskstart import Disk, open_disk, weights_digest
+from inference.llamacpp.diskstart import Disk, open_disk
 from inference.llamacpp.draftmodel import DraftModel, load_draft
+from inference.llamacpp.embedding import (
+    EmbeddingAssembly,
+    assemble_embedding,
+    makes_embeddings,
+)
 from inference.llamacpp.hostcache import HostCache
 from inference.llamacpp.hostmemory import BLOCK_BYTES
 from inference.llamacpp.intake import Intake
-from inference.llamacpp.messages import Report, WorkerConfig
+from inference.llamacpp.messages import Message, WorkerConfig
+from inference.llamacpp.numbers import Numbers, numbers_of
+from inference.llamacpp.prompts import Prompts
+from inference.llamacpp.rope import header, trained
 from inference.llamacpp.scheduler import Scheduler
 from inference.llamacpp.sizes import CacheSizes, cache_sizes
 from inference.llamacpp.speculation import STEP_MAX, Speculator
 from inference.llamacpp.steploop import StepLoop
-from inference.llamacpp.template import ChatTemplate
 from inference.llamacpp.threads import physical_cores
-from inference.types import ModelInfo
+from inference.status import ModelInfo
 
 # How long the end waits for files to be written; the server ends us after a little more.
 DISK_CLOSE_SECONDS = 3.0
@@ -42,6 +51,7 @@ class Assembly:
 
     model: Model
     intake: Intake
+    compiler: Compiler
     context: Context
     device: DeviceChains | None
     draft_model: DraftModel | None
@@ -50,6 +60,7 @@ class Assembly:
 
     def close(self) -> None:
         """Free everything, when the loop has ended."""
+        self.compiler.close()
         if self.context.disk is not None:
             self.context.disk.close(DISK_CLOSE_SECONDS)
         if self.device is not None:
@@ -64,19 +75,24 @@ def assemble(
     config: WorkerConfig,
     *,
     steps: Executor,
-    send: Callable[[Report], object],
+    send: Callable[[Message], object],
     progress: Callable[[float], bool],
-) -> Assembly:
+) -> Assembly | EmbeddingAssembly:
     """Load the model that `config` names and build the rest around it.
 
     `steps` is the step thread, `send` takes the loop's reports, `progress` how much of
     the model is loaded (0 to 1) and says whether to go on. Raises `ModelLoadError`.
     """
     model = Model(config.model_path, gpu_layers=config.gpu_layers, progress=progress)
+    if makes_embeddings(model):
+        where = _device_name(config.gpu_layers)
+        return assemble_embedding(config, model, steps=steps, send=send, device=where)
     if not model.decodes_text():
         raise ModelLoadError("this model cannot generate text")
     threads = config.threads or physical_cores()
-    sizes = cache_sizes(config, train_context=model.train_context)
+    sizes = cache_sizes(config, trained(header(config.model_path)))
+    numbers = numbers_of(config)
+    adapters = load_adapters(model, config.adapters)
     context = steps.submit(
         Context,
         model,
@@ -87,7 +103,9 @@ def assemble(
         threads=threads,
         host_bytes=config.host_memory_bytes,
         drafts=STEP_MAX,
+        numbers=numbers,
     ).result()
+    steps.submit(adapters.apply, context).result()
     device = steps.submit(
         device_chains,
         config.device_sampling,
@@ -96,8 +114,8 @@ def assemble(
         lanes=config.lanes,
         on_gpu=_on_gpu(config.gpu_layers),
     ).result()
-    template, problem = _chat_template(config, model)
-    disk = _open_disk(config, context, sizes, whole=not model.shares_prefixes())
+    prompts = Prompts(model, source=config.chat_template, limit_seconds=config.template_seconds)
+    disk = _open_disk(config, context, sizes, numbers=numbers, whole=not model.shares_prefixes())
     context.disk = None if disk is None else disk.tier
     draft_model = _load_draft(config, model, steps, cells=sizes.cells, threads=threads)
     loop = StepLoop(
@@ -111,12 +129,13 @@ def assemble(
     )
     return Assembly(
         model=model,
-        intake=Intake(model, template, problem=problem, context=sizes.length),
+        intake=Intake(model, prompts, context=sizes.length),
+        compiler=Compiler(model),
         context=context,
         device=device,
         draft_model=draft_model,
         loop=loop,
-        info=_info(config, model, sizes, threads=threads, has_template=template is not None),
+        info=_info(config, model, sizes, threads=threads, prompts=prompts),
     )
 
 
@@ -154,16 +173,17 @@ def _scheduler(
 
 
 def _open_disk(
-    config: WorkerConfig, context: Context, sizes: CacheSizes, *, whole: bool
+    config: WorkerConfig, context: Context, sizes: CacheSizes, *, numbers: Numbers, whole: bool
 ) -> Disk | None:
     """The disk tier that `config` asks for, None without one."""
     if not config.disk_bytes:
         return None
     origin = Origin(
-        model=weights_digest(Path(config.model_path)),
+        model=computed_by(config),
         llama_cpp=llama_cpp.__version__,
         layout=sizes.layout,
         device=_device_name(config.gpu_layers),
+        numbers=str(numbers),
         token_bytes=context.bytes_per_token,
     )
     return open_disk(
@@ -193,25 +213,8 @@ def _load_draft(
     return made.result()
 
 
-def _chat_template(config: WorkerConfig, model: Model) -> tuple[ChatTemplate | None, str]:
-    """The file's chat template, or why there is none."""
-    source = model.meta(TEMPLATE_KEY)
-    if source is None:
-        return None, "This model has no chat template; use /v1/completions."
-    try:
-        template = ChatTemplate(
-            source,
-            bos=model.bos_text(),
-            eos=model.eos_text(),
-            limit_seconds=config.template_seconds,
-        )
-    except TemplateError as error:
-        return None, str(error)
-    return template, ""
-
-
 def _info(
-    config: WorkerConfig, model: Model, sizes: CacheSizes, *, threads: int, has_template: bool
+    config: WorkerConfig, model: Model, sizes: CacheSizes, *, threads: int, prompts: Prompts
 ) -> ModelInfo:
     return ModelInfo(
         id=config.model_id,
@@ -222,7 +225,10 @@ def _info(
         vocab_size=model.vocab_size,
         context_length=sizes.length,
         train_context_length=model.train_context,
-        has_chat_template=has_template,
+        has_chat_template=prompts.available,
+        dialect=prompts.dialect,
+        thinking=prompts.thinking,
+        special_marks=prompts.special_marks,
         engine="llamacpp",
         device=_device_name(config.gpu_layers),
         layout=sizes.layout,

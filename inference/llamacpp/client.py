@@ -14,11 +14,14 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 
 from inference.errors import EngineDied, EngineError, EngineUnavailable
+from inference.events import Embeddings, Event, Finished, Scores
 from inference.llamacpp.calls import Calls
+from inference.llamacpp.embeddingcalls import EmbeddingCalls
 from inference.llamacpp.messages import (
     ApplyTemplate,
     CountTokens,
     Detokenize,
+    Embedded,
     Refused,
     Reply,
     Report,
@@ -26,17 +29,15 @@ from inference.llamacpp.messages import (
     WorkerConfig,
 )
 from inference.llamacpp.sequences import Sequences
-from inference.supervisor import RestartPolicy, Supervisor
-from inference.types import (
+from inference.requests import (
     ChatPrompt,
-    EngineHealth,
-    EngineStats,
-    Event,
-    Finished,
+    EmbeddingRequest,
     GenerationRequest,
-    ModelInfo,
     Prompt,
+    RerankRequest,
 )
+from inference.status import EngineHealth, EngineStats, ModelInfo
+from inference.supervisor import RestartPolicy, Supervisor
 
 # -P: a folder `models` or `server` where the server was started is not ours to import.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "inference.llamacpp.worker")
@@ -70,6 +71,7 @@ class LlamaCppEngine:
             low_events=low_events,
             replay_seconds=replay_seconds,
         )
+        self._embeddings = EmbeddingCalls(self._supervisor.send, replay_seconds=replay_seconds)
         self._calls = Calls(self._supervisor.send, answer_seconds=call_seconds)
         self._info: ModelInfo | None = None
         self._stats = EngineStats()
@@ -110,6 +112,22 @@ class LlamaCppEngine:
         finally:
             self._sequences.leave(sequence)
 
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Vectors for the inputs of a request. Raises as `generate`, where it is refused too."""
+        self._supervisor.check()
+        value = await self._embeddings.ask(request)
+        if not isinstance(value, Embeddings):
+            raise EngineError("The engine gave an answer of the wrong kind.")
+        return value
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        """Scores for the documents of a request. Raises as `embed`."""
+        self._supervisor.check()
+        value = await self._embeddings.ask(request)
+        if not isinstance(value, Scores):
+            raise EngineError("The engine gave an answer of the wrong kind.")
+        return value
+
     async def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
@@ -145,11 +163,11 @@ class LlamaCppEngine:
 
     def health(self) -> EngineHealth:
         """The engine's state, without asking the process."""
-        sequences = self._sequences
+        sequences, embeddings = self._sequences, self._embeddings
         return msgspec.structs.replace(
             self._supervisor.health(),
-            replays=sequences.replays,
-            quarantined=sequences.quarantined,
+            replays=sequences.replays + embeddings.replays,
+            quarantined=sequences.quarantined + embeddings.quarantined,
         )
 
     async def state_changed(self) -> None:
@@ -165,14 +183,19 @@ class LlamaCppEngine:
         """The supervisor calls it: a process is ready."""
         self._info = info
         self._sequences.on_ready()
+        self._embeddings.on_ready()
 
-    def on_message(self, message: Report | Reply | Refused) -> None:
+    def on_message(self, message: Report | Embedded | Reply | Refused) -> None:
         """The supervisor calls it: the process said something."""
         if isinstance(message, Report):
             self._stats = message.stats
             for item in message.events:
                 self._sequences.dispatch(item)
+                self._embeddings.dispatch(item)
             self._sequences.stepped(message.stats.steps)
+            self._embeddings.stepped(message.stats.steps)
+        elif isinstance(message, Embedded):
+            self._embeddings.answered(message)
         else:
             self._calls.answer(message)
 
@@ -180,22 +203,25 @@ class LlamaCppEngine:
         """The supervisor calls it: the process is gone, with all that was in it."""
         self._stats = EngineStats()
         self._sequences.on_down()
+        self._embeddings.on_down()
         self._calls.end_all(_restarting)
 
     def on_ended(self, *, killed: bool) -> None:
         """The supervisor calls it: how the process ended."""
         self._sequences.on_ended(killed=killed)
+        self._embeddings.on_ended(killed=killed)
 
     def on_over(self, *, closed: bool) -> None:
         """The supervisor calls it: there will be no further process."""
         self._stats = EngineStats()
         self._sequences.end_all(_closed if closed else _died)
+        self._embeddings.end_all(_closed if closed else _died)
         self._calls.end_all(_closed if closed else _died)
 
     @property
     def owes_steps(self) -> bool:
-        """The supervisor reads it: whether the process has sequences that should get on."""
-        return self._sequences.owes_steps
+        """The supervisor reads it: whether the process has work that should get on."""
+        return self._sequences.owes_steps or self._embeddings.owes_steps
 
 
 def _with_seed(request: GenerationRequest) -> GenerationRequest:

@@ -30,6 +30,7 @@ from inference.llamacpp.lanes import (
     SaveLane,
     StoreSaved,
 )
+from inference.llamacpp.numbers import PLAIN, Numbers
 
 WARM_UP_TOKENS = 16
 
@@ -69,11 +70,13 @@ class Context:
         threads: int,
         host_bytes: int,
         drafts: int = 0,
+        numbers: Numbers = PLAIN,
     ) -> None:
         """Allocate `cache_tokens` cells for `lane_ids` lanes, in one pool if `unified`.
 
         Lanes are saved in `host_bytes` of host memory. A batch holds at most
         `batch_tokens` tokens and asks for one row of logits a lane, and `drafts` more.
+        `numbers` says in which types keys and values are kept, and how they are computed.
         Raises `ModelLoadError` when the memory cannot be had.
         """
         params = llama_cpp.llama_context_default_params()
@@ -85,13 +88,11 @@ class Context:
         params.n_threads = threads
         params.n_threads_batch = threads
         params.kv_unified = unified
-        # In the unified layout every token sees a mask over all cells; the flash kernels
-        # skip masked cells, the plain ones multiply them out.
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
         params.no_perf = True
+        numbers.set(params)
         handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not handle:
-            raise ModelLoadError(f"no memory for a KV cache of {cache_tokens} tokens")
+            raise ModelLoadError(numbers.refused(cache_tokens))
         self.handle: Any = handle
         self.cells: int = llama_cpp.llama_n_ctx(handle)
         self._memory = llama_cpp.llama_get_memory(handle)

@@ -25,7 +25,7 @@ from inference.llamacpp.generation import Generation
 from inference.llamacpp.logits import highest
 from inference.llamacpp.sampling import SamplerChain, build_chain, build_device_chain
 from inference.llamacpp.sequence import Entry
-from inference.types import SamplingParams
+from inference.requests import SamplingParams
 
 TRIES = 5
 """Steps whose median is a measured cost."""

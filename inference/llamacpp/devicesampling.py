@@ -44,7 +44,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from inference.types import GenerationRequest, SamplingParams, Value
+from inference.requests import GenerationRequest, SamplingParams, Value
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are 0: dividing logits by less would overflow a float."""

@@ -48,12 +48,16 @@ class Untrusted(Exception):
 
 
 class Origin(Struct, frozen=True, kw_only=True):
-    """What a state depends on beside its tokens; states of another origin do not fit."""
+    """What a state depends on beside its tokens; states of another origin do not fit.
+
+    `numbers` is what computes and stores them: cache types, flash attention, positions.
+    """
 
     model: str
     llama_cpp: str
     layout: str
     device: str
+    numbers: str
     token_bytes: int
 
 

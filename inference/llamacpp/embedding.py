@@ -24,7 +24,7 @@ from inference.llamacpp.embeddingloop import EmbeddingLoop
 from inference.llamacpp.messages import Message, WorkerConfig
 from inference.llamacpp.sizes import DEFAULT_CONTEXT
 from inference.llamacpp.threads import physical_cores
-from inference.types import ModelInfo
+from inference.status import ModelInfo
 
 NICENESS: Final = 12
 """How much further down than the server, on the scale of nice(2).

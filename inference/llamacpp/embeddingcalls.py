@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from inference.errors import EngineDied, EngineError, InvalidRequest, RequestQuarantined
+from inference.events import Accepted, Embeddings, Scores
 from inference.llamacpp.messages import (
     Abort,
     Embed,
@@ -25,7 +26,7 @@ from inference.llamacpp.messages import (
     to_error,
 )
 from inference.quarantine import Quarantine, Standing
-from inference.types import Accepted, EmbeddingRequest, Embeddings, RerankRequest, Scores
+from inference.requests import EmbeddingRequest, RerankRequest
 
 READING_SECONDS = 60.0
 """A request that is read for longer than this counts as work for steps."""

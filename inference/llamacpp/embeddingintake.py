@@ -14,7 +14,7 @@ from inference.errors import ContextLengthExceeded, InvalidRequest, TemplateErro
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.embeddingqueue import Job
 from inference.llamacpp.wordpiece import WordPiece, is_plain
-from inference.types import (
+from inference.requests import (
     ChatPrompt,
     EmbeddingRequest,
     Prompt,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import EngineOverloaded
+from inference.events import Accepted, Embeddings, Scores
 from inference.llamacpp.embeddingcontext import EmbeddingContext
 from inference.llamacpp.embeddingqueue import EmbeddingQueue, Job
 from inference.llamacpp.messages import (
@@ -29,7 +30,7 @@ from inference.llamacpp.messages import (
     to_failure,
 )
 from inference.llamacpp.steploop import Close
-from inference.types import Accepted, Embeddings, EngineStats, Scores
+from inference.status import EngineStats
 
 LEARNING: Final = 0.1
 """How much of the difference the known price of a token follows at each batch."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from inference.errors import DecodeFailed
+from inference.events import Delta, Finished, FinishReason, TokenLogprob, Usage
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.constraints.steering import Steering
 from inference.llamacpp.context import Context
@@ -18,7 +19,7 @@ from inference.llamacpp.devicesampling import Profile, profile_of
 from inference.llamacpp.logits import ban, highest, logprobs
 from inference.llamacpp.messages import Resumption
 from inference.llamacpp.sampling import SamplerChain
-from inference.types import Delta, Finished, FinishReason, GenerationRequest, TokenLogprob, Usage
+from inference.requests import GenerationRequest
 
 
 class Generation:

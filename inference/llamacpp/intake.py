@@ -18,7 +18,7 @@ from inference.llamacpp.messages import Resumption
 from inference.llamacpp.prompts import Prompts
 from inference.llamacpp.sampling import build_chain
 from inference.llamacpp.thinking import ThinkingSteering, marks_of
-from inference.types import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
+from inference.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
 
 
 class Intake:

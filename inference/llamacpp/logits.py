@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.types import TokenLogprob, TopLogprob
+from inference.events import TokenLogprob, TopLogprob
 
 
 def ban(row: NDArray[np.float32], tokens: Sequence[int] | NDArray[np.int64]) -> None:

@@ -15,14 +15,16 @@ import msgspec
 from msgspec import Struct
 
 from inference import errors
-from inference.types import (
+from inference.events import Embeddings, Event, Scores
+from inference.llamacpp.cachetypes import CacheType
+from inference.requests import (
     ChatPrompt,
-    EngineStats,
-    Event,
+    EmbeddingRequest,
     GenerationRequest,
-    ModelInfo,
     Prompt,
+    RerankRequest,
 )
+from inference.status import EngineStats, ModelInfo
 
 HEADER = struct.Struct("<I")
 MESSAGE_MAX_BYTES = 256 * 1024 * 1024
@@ -32,8 +34,17 @@ class Message(Struct, frozen=True, kw_only=True, tag=True):
     """Base of every message; its class name travels as the tag."""
 
 
+class AdapterFile(Struct, frozen=True, kw_only=True):
+    """A LoRA adapter: a GGUF file, and how strongly it applies; at scale 0 not at all."""
+
+    path: str
+    scale: float = 1.0
+
+
 class WorkerConfig(Message, frozen=True, kw_only=True):
     """Everything the engine process needs to know to load and schedule.
+
+    `adapters` apply to every sequence: llama.cpp knows them by context.
 
     `lanes` is how many sequences run at once, `context` the most tokens one sequence
     may hold (0: as much as the model was trained for, 8192 at most), `cache_tokens`
@@ -42,15 +53,20 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     means all. `host_memory_bytes` bounds what is kept of finished sequences outside the
     cache, `disk_bytes` what of that goes on to files under `disk_dir` (0: none), for
     which a sequence waits `disk_fetch_seconds` at most. `layout` is "unified", "split",
-    or "auto": split where every lane can have its whole context in the cache.
+    or "auto": split where every lane can have its whole context in the cache. Keys and
+    values are kept in `cache_type_k` and `cache_type_v`, of which a quantized one for
+    values needs flash attention. `rope_scale` is how many times the original context
+    `rope_scaling` makes of it; there, 0 and "file" are what the file says.
     `max_waiting` bounds the queue. `speculation` "auto" drafts tokens where that
     measurably pays, and loads `draft_id` from `draft_path`, if given, to propose some
     of them. `device_sampling` "auto" draws tokens in the model's graph where that is a
-    GPU's and measurably pays, "on" wherever llama.cpp can.
+    GPU's and measurably pays, "on" wherever llama.cpp can. `chat_template` is the source
+    of one that takes the place of the file's.
     """
 
     model_id: str
     model_path: str
+    adapters: tuple[AdapterFile, ...] = ()
     lanes: int = 16
     context: int = 0
     cache_tokens: int = 0
@@ -58,6 +74,13 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     batch_tokens: int = 512
     gpu_layers: int = -1
     layout: Literal["auto", "unified", "split"] = "auto"
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    rope_scaling: Literal["file", "none", "linear", "yarn"] = "file"
+    rope_scale: float = 0.0
+    rope_freq_base: float = 0.0
+    yarn_original_context: int = 0
     host_memory_bytes: int = 1 << 30
     disk_bytes: int = 0
     disk_dir: str = ""
@@ -68,6 +91,7 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     draft_id: str = ""
     draft_path: str = ""
     device_sampling: Literal["auto", "on", "off"] = "auto"
+    chat_template: str = ""
     template_seconds: float = 2.0
 
 
@@ -93,8 +117,18 @@ class Submit(Message, frozen=True, kw_only=True):
     resumes: Resumption | None = None
 
 
+class Embed(Message, frozen=True, kw_only=True):
+    """Make vectors or scores.
+
+    Answered by the `SequenceEvent` `Accepted` under the request's id and then `Embedded`,
+    or by a `Failure` in place of either.
+    """
+
+    request: EmbeddingRequest | RerankRequest
+
+
 class Abort(Message, frozen=True, kw_only=True):
-    """End a sequence without a further event. Unknown ids are ignored."""
+    """End a sequence, or an `Embed`, without a further event. Unknown ids are ignored."""
 
     id: str
 
@@ -199,6 +233,13 @@ class Refused(Message, frozen=True, kw_only=True):
     failure: Failure
 
 
+class Embedded(Message, frozen=True, kw_only=True):
+    """What an `Embed` asked for."""
+
+    id: str
+    value: Embeddings | Scores
+
+
 class Pong(Message, frozen=True, kw_only=True):
     """The answer to `Ping`."""
 
@@ -206,6 +247,7 @@ class Pong(Message, frozen=True, kw_only=True):
 ToWorker: TypeAlias = (
     WorkerConfig
     | Submit
+    | Embed
     | Abort
     | Park
     | Resume
@@ -215,7 +257,7 @@ ToWorker: TypeAlias = (
     | CountTokens
     | Ping
 )
-ToServer: TypeAlias = Loading | Ready | LoadFailed | Report | Reply | Refused | Pong
+ToServer: TypeAlias = Loading | Ready | LoadFailed | Report | Embedded | Reply | Refused | Pong
 
 encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from inference.errors import EngineError
+from inference.events import Event, Queued
 from inference.llamacpp.devicechains import DeviceChains
 from inference.llamacpp.messages import Failure, Report, SequenceEvent, to_failure
 from inference.llamacpp.queueview import Notices, Outlook
 from inference.llamacpp.scheduler import Scheduler
 from inference.llamacpp.sequence import Phase
-from inference.types import EngineStats, Event, Queued
+from inference.status import EngineStats
 
 
 class Outbox:

@@ -12,7 +12,7 @@ from inference.dialects import detect, dialect_of, thinking_of
 from inference.errors import ModelLoadError, TemplateError
 from inference.llamacpp.bindings import TEMPLATE_KEY, Model
 from inference.llamacpp.template import ChatTemplate
-from inference.types import ChatPrompt
+from inference.requests import ChatPrompt
 
 TOOL_TEMPLATE_KEY = TEMPLATE_KEY + b".tool_use"
 

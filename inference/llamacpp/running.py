@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from inference.channel import Channel
 from inference.errors import EngineError
+from inference.events import Accepted, Delta, Event, Started
 from inference.llamacpp.messages import Resumption, Submit
 from inference.quarantine import MARK_TOKENS, Standing
-from inference.types import Accepted, Delta, Event, GenerationRequest, Started
+from inference.requests import GenerationRequest
 
 READING_SECONDS = 60.0
 """A request that is read for longer than this counts as work for steps."""

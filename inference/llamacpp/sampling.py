@@ -30,7 +30,7 @@ import numpy as np
 
 from inference.errors import InvalidRequest
 from inference.llamacpp.devicesampling import GREEDY_BELOW, Profile
-from inference.types import PENALTY_WINDOW, SamplingParams
+from inference.requests import PENALTY_WINDOW, SamplingParams
 
 REPETITION_PENALTY_MIN = 1e-3
 TOP_P_SORTING = 1.0 - 2.0**-24

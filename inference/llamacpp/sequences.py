@@ -15,6 +15,7 @@ import msgspec
 
 from inference.channel import Channel, ChannelFull
 from inference.errors import EngineDied, EngineError, InvalidRequest, RequestQuarantined
+from inference.events import Event, Finished, Restarted
 from inference.llamacpp.messages import (
     Abort,
     Failure,
@@ -28,7 +29,7 @@ from inference.llamacpp.messages import (
 )
 from inference.llamacpp.running import Sequence
 from inference.quarantine import Quarantine
-from inference.types import Event, Finished, GenerationRequest, Restarted
+from inference.requests import GenerationRequest
 
 # Room above the high mark for what is on its way while a `Park` is: some hundred frames
 # fit into the socket, and as many again are written until the other side has read it.

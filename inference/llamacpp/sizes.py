@@ -8,10 +8,13 @@ from typing import Literal
 from inference.errors import ModelLoadError
 from inference.llamacpp.lanes import Lanes
 from inference.llamacpp.messages import WorkerConfig
+from inference.llamacpp.rope import Trained, context_limit, too_long
 from inference.llamacpp.split import SplitLanes
 from inference.llamacpp.unified import UnifiedLanes
 
 DEFAULT_CONTEXT = 8192
+CELL_STEP = 256
+"""llama.cpp rounds each buffer of the cache up to a multiple of so many cells."""
 CELLS_PER_LANE = 1024
 # A parked sequence keeps its lane in the pool while others run, so it needs more ids.
 UNIFIED_IDS_PER_LANE = 2
@@ -26,6 +29,13 @@ class CacheSizes:
     cells: int
     lane_ids: int
 
+    @property
+    def allocated(self) -> int:
+        """Cells that llama.cpp allocates for them."""
+        if self.layout == "split":
+            return self.lane_ids * -(-self.length // CELL_STEP) * CELL_STEP
+        return -(-self.cells // CELL_STEP) * CELL_STEP
+
     def lanes(self) -> Lanes:
         """The bookkeeping for this cache."""
         if self.layout == "split":
@@ -33,14 +43,17 @@ class CacheSizes:
         return UnifiedLanes(ids=self.lane_ids, cells=self.cells)
 
 
-def cache_sizes(config: WorkerConfig, *, train_context: int) -> CacheSizes:
-    """Resolve the zeros and "auto" of `config`.
+def cache_sizes(config: WorkerConfig, known: Trained) -> CacheSizes:
+    """Resolve the zeros and "auto" of `config` for a model of which so much is `known`.
 
     "auto" is split where every lane can have its whole context anyway: it costs no
     memory then, and attention is faster. Raises `ModelLoadError` for sizes that
-    contradict each other.
+    contradict each other, or a context that the model does not know.
     """
-    length = config.context or min(train_context, DEFAULT_CONTEXT)
+    limit = context_limit(config, known)
+    length = config.context or min(limit, DEFAULT_CONTEXT)
+    if length > limit:
+        raise too_long(length, limit, known)
     cells = config.cache_tokens or max(length, CELLS_PER_LANE * config.lanes)
     all_lanes = config.lanes * length
     fits = all_lanes <= cells

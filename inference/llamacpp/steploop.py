@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from inference.errors import DecodeFailed, EngineOverloaded
+from inference.events import Accepted, Finished, Started
 from inference.llamacpp.context import Context, Row
 from inference.llamacpp.devicechains import DeviceChains
 from inference.llamacpp.disktier import Fetched, Outcome, Stored
@@ -23,7 +24,7 @@ from inference.llamacpp.messages import Abort, Park, Report, Resume
 from inference.llamacpp.outbox import Outbox
 from inference.llamacpp.scheduler import Scheduler
 from inference.llamacpp.sequence import Entry, Phase, StepPlan
-from inference.types import Accepted, EngineStats, Finished, Started
+from inference.status import EngineStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,8 @@ class StepLoop:
             priority=request.priority,
             limit=generation.limit,
         )
-        self._outbox.emit(id, Accepted(prompt_tokens=len(generation.prompt)))
+        accepted = Accepted(prompt_tokens=len(generation.prompt), thinking=generation.opened)
+        self._outbox.emit(id, accepted)
 
     def _note_started(self, plan: StepPlan) -> None:
         for id, shared in plan.started:

@@ -16,7 +16,7 @@ import jinja2
 from inference.errors import TemplateError
 from inference.llamacpp.budget import Budget, LimitExceeded
 from inference.llamacpp.sandbox import JsonText, Refusal, TemplateEnvironment
-from inference.types import ChatMessage, ChatPrompt, Tool, ToolCall
+from inference.requests import ChatMessage, ChatPrompt, Tool, ToolCall
 
 SOURCE_MAX_CHARS = 512 * 1024
 PROMPT_MAX_CHARS = 4 * 1024 * 1024

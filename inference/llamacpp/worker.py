@@ -2,7 +2,8 @@
 
 Two threads. The main one reads the socket, renders templates (its time limit is a
 signal, which only the main thread can take) and tokenizes. The step thread decodes.
-They share the inbox of the step loop and nothing else that changes.
+They share the inbox of the step loop and nothing else that changes. A third begins with
+the first constraint, which it compiles.
 
 When the socket ends, so does the process: an engine never outlives its server.
 """
@@ -19,14 +20,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import assert_never
 
-from inference.errors import EngineError, ModelLoadError
-from inference.llamacpp.assembly import assemble
+from inference.errors import EngineError, InvalidRequest, ModelLoadError
+from inference.llamacpp.assembly import Assembly, assemble
 from inference.llamacpp.connection import Connection
+from inference.llamacpp.desk import Desk
+from inference.llamacpp.embedding import EmbeddingAssembly
 from inference.llamacpp.messages import (
     Abort,
     ApplyTemplate,
     CountTokens,
     Detokenize,
+    Embed,
     Failure,
     LoadFailed,
     Loading,
@@ -87,6 +91,7 @@ class Worker:
         )
         self._model, self._intake = self._assembly.model, self._assembly.intake
         self._loop = self._assembly.loop
+        self._desk = self._open_desk()
 
     def serve(self) -> None:
         """Announce readiness and handle messages until the server has gone."""
@@ -102,12 +107,13 @@ class Worker:
 
     def _handle(self, message: ToWorker) -> None:
         match message:
-            case Submit(request=request, resumes=resumes):
+            case Submit() | Embed():
                 try:
-                    self._loop.inbox.put(self._intake.generation(request, resumes))
+                    self._take(message)
                 except Exception as error:
-                    event = SequenceEvent(id=request.id, event=_failure(error))
-                    self._connection.send(Report(events=(event,), stats=self._loop.stats))
+                    self._refuse(message.request.id, error)
+            case Abort() | Park() | Resume() if self._desk is not None:
+                self._desk.obey(message)
             case Abort() | Park() | Resume():
                 self._loop.inbox.put(message)
             case Tokenize() | Detokenize() | ApplyTemplate() | CountTokens():
@@ -122,13 +128,40 @@ class Worker:
             case _:
                 assert_never(message)
 
+    def _take(self, message: Submit | Embed) -> None:
+        """Hand a request to the loop. Raises `EngineError` for one that it cannot be."""
+        match self._desk or self._assembly, message:
+            case Desk() as desk, Submit():
+                desk.submit(message)
+            case EmbeddingAssembly(intake=reader, loop=worker), Embed(request=asked):
+                worker.inbox.put(reader.job(asked))
+            case _, Embed():
+                raise InvalidRequest("This model does not make embeddings.", param="model")
+            case _:
+                raise InvalidRequest("This model generates no text.", param="model")
+
+    def _open_desk(self) -> Desk | None:
+        """Where requests for text wait for their constraint; None without such requests."""
+        match self._assembly:
+            case Assembly(intake=intake, compiler=compiler, loop=loop):
+                return Desk(intake, compiler, put=loop.inbox.put, refuse=self._refuse)
+            case EmbeddingAssembly():
+                return None
+
+    def _refuse(self, id: str, error: Exception) -> None:
+        """Tell the server that a request cannot be run. Any thread may."""
+        event = SequenceEvent(id=id, event=_failure(error))
+        self._connection.send(Report(events=(event,), stats=self._loop.stats))
+
     def _answer(
         self, call: Tokenize | Detokenize | ApplyTemplate | CountTokens
     ) -> str | tuple[int, ...] | int:
         match call:
             case Tokenize(text=text, add_special=add_special, parse_special=parse_special):
                 return tuple(
-                    self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+                    self._intake.tokenize(
+                        text, add_special=add_special, parse_special=parse_special
+                    )
                 )
             case Detokenize(tokens=tokens):
                 return self._model.detokenize(tokens)

@@ -21,33 +21,32 @@ from inference.errors import (
     ModelLoadError,
     TemplateError,
 )
-from inference.lifecycle import Lifecycle
-from inference.scripted import pieces, reply, vectors
-from inference.scripted.lanes import Lanes, Run
-from inference.scripted.script import Die, Fail, Hang, RefuseTemplate, Restart, Rule, Script
-from inference.scripted.sleepers import Sleepers
-from inference.types import (
+from inference.events import (
     Accepted,
-    ChatPrompt,
     Delta,
-    EmbeddingRequest,
     Embeddings,
-    EngineHealth,
-    EngineState,
-    EngineStats,
     Event,
     Finished,
     FinishReason,
-    GenerationRequest,
-    ModelInfo,
-    Prompt,
     Queued,
-    RerankRequest,
     Restarted,
     Scores,
     Started,
     Usage,
 )
+from inference.lifecycle import Lifecycle
+from inference.requests import (
+    ChatPrompt,
+    EmbeddingRequest,
+    GenerationRequest,
+    Prompt,
+    RerankRequest,
+)
+from inference.scripted import pieces, reply, vectors
+from inference.scripted.lanes import Lanes, Run
+from inference.scripted.script import Die, Fail, Hang, RefuseTemplate, Restart, Rule, Script
+from inference.scripted.sleepers import Sleepers
+from inference.status import EngineHealth, EngineState, EngineStats, ModelInfo
 
 _DEFAULT_RULE = Rule()
 
@@ -126,7 +125,7 @@ class ScriptedEngine:
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """Play the first rule that applies; events come as `inference.types` says.
+        """Play the first rule that applies; events come as `inference.events` says.
 
         Tokens are due at fixed times after the start: a consumer that falls behind
         finds the backlog at once, as it would behind a real engine's channel.

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable
 
 from inference.errors import EngineError, EngineOverloaded, InvalidRequest
+from inference.requests import GenerationRequest
 from inference.scripted.script import Fault
 from inference.scripted.sleepers import Sleepers
-from inference.types import GenerationRequest
 
 
 class Run:

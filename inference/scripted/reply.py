@@ -6,18 +6,11 @@ import codecs
 import math
 
 from inference.errors import ContextLengthExceeded, InvalidRequest
+from inference.events import TokenLogprob, TopLogprob
+from inference.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
 from inference.scripted import pieces
 from inference.scripted.script import DEFAULT_WORDS, Rule
 from inference.stops import StopMatcher
-from inference.types import (
-    ChatPrompt,
-    GenerationRequest,
-    Prompt,
-    TextPrompt,
-    TokenLogprob,
-    TokensPrompt,
-    TopLogprob,
-)
 
 
 def render(prompt: ChatPrompt) -> str:

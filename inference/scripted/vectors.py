@@ -10,16 +10,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from inference.errors import ContextLengthExceeded, InvalidRequest
+from inference.events import Embeddings, Scores
+from inference.requests import EmbeddingRequest, RerankRequest, TextPrompt, TokensPrompt
 from inference.scripted import pieces
 from inference.scripted.script import Script
-from inference.types import (
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    TextPrompt,
-    TokensPrompt,
-)
 
 
 async def embed(request: EmbeddingRequest, script: Script) -> Embeddings:

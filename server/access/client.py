@@ -15,6 +15,7 @@ class Scope(enum.StrEnum):
     GENERATE = "generate"
     READ = "read"
     METRICS = "metrics"
+    ADMIN = "admin"
 
 
 ALL_SCOPES = frozenset(Scope)

@@ -22,14 +22,16 @@ class Rule:
     """A path and all below it.
 
     `reading` is what GET and HEAD and a WebSocket's handshake need, `writing` every
-    other method. With `generates`, a POST to the path itself starts a generation:
-    admission looks at it before its body is read.
+    other method. With `generates`, a POST to the path itself starts a generation, or makes
+    vectors: admission looks at it before its body is read. One that `queues` waits for a
+    lane.
     """
 
     path: str
     reading: Need
     writing: Need
     generates: bool = False
+    queues: bool = True
 
     def covers(self, path: str) -> bool:
         """Whether `path` is the rule's or below it."""
@@ -41,10 +43,12 @@ RULES = (
     Rule("/metrics", Scope.METRICS, Scope.METRICS),
     Rule("/version", Scope.READ, Scope.READ),
     Rule("/openapi.json", Scope.READ, Scope.READ),
-    Rule("/v1/models", Scope.READ, Scope.READ),
+    Rule("/v1/models", Scope.READ, Scope.ADMIN),
     Rule("/v1/chat/completions", Scope.GENERATE, Scope.GENERATE, generates=True),
     Rule("/v1/completions", Scope.GENERATE, Scope.GENERATE, generates=True),
     Rule("/v1/responses", Scope.READ, Scope.GENERATE, generates=True),
+    Rule("/v1/embeddings", Scope.GENERATE, Scope.GENERATE, generates=True, queues=False),
+    Rule("/v1/rerank", Scope.GENERATE, Scope.GENERATE, generates=True, queues=False),
     Rule("/v1/queue", Scope.READ, Scope.READ),
     Rule("/v1/streams", Scope.READ, Scope.GENERATE),
     Rule("/v1/ws", Scope.GENERATE, Scope.GENERATE),
@@ -65,6 +69,12 @@ def need_of(path: str, method: str) -> Need | None:
     if rule is None:
         return None
     return rule.reading if method in ("GET", "HEAD") else rule.writing
+
+
+def queues(path: str) -> bool:
+    """Whether what a request to `path` starts waits for a lane."""
+    rule = rule_of(path)
+    return rule is None or rule.queues
 
 
 def generates(path: str, method: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.types import ModelInfo
+from inference.status import ModelInfo
 from models.progress import megabytes
 
 

@@ -15,7 +15,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from inference.types import Queued
+from inference.events import Queued
 from server.cli import COMMANDS
 from server.cli.chatclient import ChatClient, ChatFailed, Message, read_key
 from server.cli.errors import CommandError

@@ -11,7 +11,7 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
-from inference.types import Queued
+from inference.events import Queued
 from server.cli.errors import CommandError
 from server.cli.streamlines import LineTooLong, Remark, lines
 from server.keyfile import KeyFileError, read_keys

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from tqdm import tqdm
 
 from inference.engine import Engine
-from inference.types import EngineState
+from inference.status import EngineState
 from server.cli.errors import CommandError
 from server.cli.listen import Listener, refused
 from server.garbage import settle

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from inference.types import TextPrompt, TokensPrompt
+from inference.requests import TextPrompt, TokensPrompt
 from server.disconnect import watched
 from server.models import Served
 from server.routes.generating import (

@@ -9,7 +9,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from inference.engine import Engine
-from inference.types import EmbeddingRequest, Embeddings
+from inference.events import Embeddings
+from inference.requests import EmbeddingRequest
 from server.answers import JsonAnswer
 from server.computation import Computation
 from server.served import Edge

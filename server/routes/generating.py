@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp
 
 from inference.dialects import Parser
-from inference.types import Constraint, GenerationRequest, Prompt, Thinking
+from inference.requests import Constraint, GenerationRequest, Prompt, Thinking
 from server.access.audit import route_of
 from server.access.client import Client
 from server.answers import JsonAnswer

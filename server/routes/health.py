@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from inference.types import EngineState
+from inference.status import EngineState
 from server.answers import json_response
 from server.collectors import WithVllmNames
 from server.errors import UNAVAILABLE_RETRY_SECONDS

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from inference.types import EngineStats
+from inference.status import EngineStats
 from server.answers import json_response
 from server.queueboard import Listing
 from server.served import Edge

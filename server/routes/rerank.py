@@ -9,7 +9,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from inference.engine import Engine
-from inference.types import RerankRequest, Scores, TextPrompt
+from inference.events import Scores
+from inference.requests import RerankRequest, TextPrompt
 from server.answers import JsonAnswer
 from server.computation import Computation
 from server.served import Edge

@@ -7,7 +7,7 @@ goes before it.
 
 from __future__ import annotations
 
-from inference.types import Delta, ToolCallDelta
+from inference.events import Delta, ToolCallDelta
 from server.streams.events import Sequenced
 
 MERGE_MAX_TOKENS = 64

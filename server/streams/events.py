@@ -21,7 +21,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from inference.types import Accepted, Delta, Event, Finished, Queued, Restarted, Started
+from inference.events import Accepted, Delta, Event, Finished, Queued, Restarted, Started
 
 
 class Sequenced(Struct, frozen=True, kw_only=True, tag="sequence", gc=False):

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TypeAlias
 
-from inference.types import Finished
+from inference.events import Finished
 from server.errors import from_exception
 from server.middleware import log_unexpected
 from server.streams.coalescing import Coalescer

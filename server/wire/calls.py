@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET, Struct, UnsetType
 
-from inference.types import ToolCall, ToolCallDelta
+from inference.events import ToolCallDelta
+from inference.requests import ToolCall
 
 
 class FunctionChunk(Struct, frozen=True, kw_only=True):

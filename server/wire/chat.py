@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from inference.types import TOP_LOGPROBS_MAX, ChatMessage, ChatPrompt, Grammar
+from inference.requests import TOP_LOGPROBS_MAX, ChatMessage, ChatPrompt, Grammar
 from server.errors import invalid
 from server.wire.common import GenerationFields, Tokens
 from server.wire.constraints import Given, constraint_of

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, Struct, UnsetType
 
-from inference.types import (
+from inference.events import (
     Accepted,
     Delta,
     Event,

@@ -6,7 +6,7 @@ import re
 
 from msgspec import Struct
 
-from inference.types import Queued
+from inference.events import Queued
 
 _QUEUED = re.compile(r"queued position=(\d{1,9}) expected_start_seconds=(\d{1,9}\.\d)")
 

@@ -11,13 +11,12 @@ from typing import Annotated, Protocol, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from inference.types import (
+from inference.events import Event, Usage
+from inference.requests import (
     LOGIT_BIAS_MAX_ENTRIES,
     STOP_MAX_CHARS,
     STOP_MAX_STRINGS,
-    Event,
     SamplingParams,
-    Usage,
 )
 from server.errors import invalid
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from inference.types import TOP_LOGPROBS_MAX, TextPrompt, TokensPrompt
+from inference.requests import TOP_LOGPROBS_MAX, TextPrompt, TokensPrompt
 from server.errors import invalid
 from server.wire.common import Limits, TokenId
 from server.wire.constraints import ConstrainedFields

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 
 from msgspec import Meta, Struct
 
-from inference.types import Choice, Constraint, Grammar, JsonSchema, Regex
+from inference.requests import Choice, Constraint, Grammar, JsonSchema, Regex
 from server.errors import invalid, unsupported
 from server.wire import unbuilt
 from server.wire.common import GenerationFields

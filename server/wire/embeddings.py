@@ -14,7 +14,8 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-from inference.types import EMBEDDING_INPUTS_MAX, Embeddings, TextPrompt, TokensPrompt
+from inference.events import Embeddings
+from inference.requests import EMBEDDING_INPUTS_MAX, TextPrompt, TokensPrompt
 from server.errors import invalid
 from server.wire.common import Hint, TokenId
 from server.wire.decoding import Harmless

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from inference.types import ChatMessage, ToolCall
+from inference.requests import ChatMessage, ToolCall
 from server.errors import invalid, unsupported
 from server.wire import unbuilt
 from server.wire.decoding import refuse_unbuilt_fields

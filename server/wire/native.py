@@ -11,7 +11,7 @@ from typing import TypeAlias, assert_never
 
 from msgspec import UNSET, Struct, UnsetType
 
-from inference.types import Accepted, Delta, Finished, Queued, Restarted, Started
+from inference.events import Accepted, Delta, Finished, Queued, Restarted, Started
 from server.errors import ApiError, ErrorDetail, body_of
 from server.streams.events import (
     Cancelled,

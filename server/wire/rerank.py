@@ -10,7 +10,8 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from inference.types import EMBEDDING_INPUTS_MAX, Scores
+from inference.events import Scores
+from inference.requests import EMBEDDING_INPUTS_MAX
 from server.errors import invalid
 from server.wire.common import Hint
 from server.wire.decoding import Harmless

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from inference.types import TOP_LOGPROBS_MAX, JsonSchema
+from inference.requests import TOP_LOGPROBS_MAX, JsonSchema
 from server.errors import invalid, unsupported
 from server.wire import unbuilt
 from server.wire.chat import Asked, asked_together

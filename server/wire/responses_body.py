@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
-from inference.types import ToolCall
+from inference.requests import ToolCall
 from server.errors import unreadable
 from server.wire.chat_events import TokenBody
 

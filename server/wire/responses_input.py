@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field
 
-from inference.types import ChatMessage, ToolCall
+from inference.requests import ChatMessage, ToolCall
 from server.errors import invalid, unsupported
 from server.wire.decoding import Harmless, refuse_unbuilt_fields
 from server.wire.messages import MESSAGES_MAX, PARTS_MAX, SPEAKERS, CallId, call_of

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from inference.types import ToolCallDelta
+from inference.events import ToolCallDelta
 from server.wire.chat_events import TokenBody
 from server.wire.responses_body import (
     FunctionCallItem,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 from typing import TypeAlias, assert_never
 
-from inference.types import (
+from inference.events import (
     Accepted,
     Delta,
     Event,

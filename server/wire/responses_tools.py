@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from inference.types import Tool
+from inference.requests import Tool
 from server.errors import invalid
 from server.wire import tools
 from server.wire.decoding import Harmless, refuse_unbuilt_fields

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from inference.types import ChatPrompt
+from inference.requests import ChatPrompt
 from server.wire.common import TokenId
 from server.wire.messages import MessageList, messages_of
 from server.wire.thinking import Variables, variables_of

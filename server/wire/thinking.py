@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta
 
-from inference.types import Thinking
+from inference.requests import Thinking
 from server.errors import invalid
 from server.wire.common import MAX_TOKENS_CEILING
 from server.wire.constraints import ConstrainedFields

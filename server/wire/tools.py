@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from inference.dialects import Offer
-from inference.types import Tool
+from inference.requests import Tool
 from server.errors import invalid, unsupported
 from server.wire.schemas import SCHEMA_MAX_CHARS, schema_text
 

@@ -16,11 +16,11 @@ from server.cli.streamlines import Data, Remark, lines
 from server.errors import ApiError
 from server.sse import Framing
 from server.streams.events import Completed, Entry
-from server.wire import responses, unbuilt
-from server.wire.chat import ChatFields, logprobs_of, max_tokens_given
-from server.wire.chat import prompt_of as chat_prompt_of
+from server.wire import responses, responses_input, unbuilt
+from server.wire.chat import ChatFields, asked_of, logprobs_of, max_tokens_given
 from server.wire.common import Limits, check_counts, max_tokens_of, sampling_of, stop_of
 from server.wire.completions import CompletionFields, check_echo, prompts_of
+from server.wire.constraints import constraint_of
 from server.wire.decoding import MSGPACK, decode
 from server.wire.native import DeltaEvent
 from server.wire.responses_query import ItemsQuery, RetrieveQuery, decode_query
@@ -40,9 +40,9 @@ def request(data: bytes) -> None:
     _chat(text)
     _completion(text)
     with contextlib.suppress(ApiError):
-        responses.refuse_unbuilt_items(text)
+        responses_input.refuse_unbuilt_types(text)
         answer = decode(text, responses.ResponseFields, responses.UNBUILT)
-        responses.prompt_of(answer.instructions, responses.input_of(answer))
+        responses.asked_of(answer, responses_input.input_of(answer.input), None)
         sampling_of(answer, {}, LIMITS)
     for kind in (TokenizeFields, DetokenizeFields, TemplateFields):
         with contextlib.suppress(ApiError):
@@ -60,7 +60,8 @@ def _chat(text: str) -> None:
         given, param = max_tokens_given(fields)
         max_tokens_of(given, param, fields.min_tokens or 0, LIMITS)
         logprobs_of(fields)
-        chat_prompt_of(fields.messages)
+        for marks in (None, ("<think>", "</think>")):
+            asked_of(fields, marks)
         sampling_of(fields, {}, LIMITS)
         stop_of(fields)
 
@@ -69,6 +70,7 @@ def _completion(text: str) -> None:
     with contextlib.suppress(ApiError):
         fields = decode(text, CompletionFields, unbuilt.COMPLETIONS)
         check_echo(fields)
+        constraint_of(fields)
         check_counts(fields, prompts=len(prompts_of(fields, LIMITS)), limits=LIMITS)
 
 
@@ -80,7 +82,7 @@ def message(data: bytes) -> None:
     with contextlib.suppress(Unreadable):
         msgpack.parse(data)
     with contextlib.suppress(ApiError):
-        decode(data, ChatFields, unbuilt.CHAT, form=MSGPACK)
+        asked_of(decode(data, ChatFields, unbuilt.CHAT, form=MSGPACK), None)
 
 
 def stream(data: bytes) -> None:

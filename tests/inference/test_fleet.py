@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from inference.errors import EngineUnavailable, ModelLoadError
+from inference.events import Finished
 from inference.fleet import UNFORESEEN, Fleet
 from inference.leases import Lease, Loadable
+from inference.requests import GenerationRequest, TextPrompt
 from inference.scripted import Script, ScriptedEngine
 from inference.slots import Phase, PoolLimits
-from inference.types import EngineState, Finished, GenerationRequest, TextPrompt
+from inference.status import EngineState
 
 pytestmark = pytest.mark.anyio
 

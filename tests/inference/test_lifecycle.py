@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from inference.errors import EngineUnavailable
 from inference.lifecycle import TRANSITIONS, IllegalTransition, Lifecycle
-from inference.types import EngineState
+from inference.status import EngineState
 
 
 @given(st.sampled_from(list(EngineState)), st.sampled_from(list(EngineState)))

@@ -22,6 +22,24 @@ from inference.errors import (
     ModelLoadError,
     TemplateError,
 )
+from inference.events import (
+    Accepted,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Queued,
+    Restarted,
+    Started,
+)
+from inference.requests import (
+    ChatMessage,
+    ChatPrompt,
+    GenerationRequest,
+    SamplingParams,
+    TextPrompt,
+    TokensPrompt,
+)
 from inference.scripted import (
     Die,
     Fail,
@@ -37,23 +55,7 @@ from inference.scripted import (
     load_script,
     pieces,
 )
-from inference.types import (
-    Accepted,
-    ChatMessage,
-    ChatPrompt,
-    Delta,
-    EngineState,
-    Event,
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    Queued,
-    Restarted,
-    SamplingParams,
-    Started,
-    TextPrompt,
-    TokensPrompt,
-)
+from inference.status import EngineState
 
 GREEDY = SamplingParams(temperature=0.0)
 

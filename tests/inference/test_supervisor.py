@@ -15,6 +15,7 @@ import pytest
 from inference.child import Deadlines, printable
 from inference.errors import EngineUnavailable, ModelLoadError
 from inference.llamacpp.messages import (
+    Embedded,
     Refused,
     Reply,
     Report,
@@ -22,8 +23,9 @@ from inference.llamacpp.messages import (
     Tokenize,
     WorkerConfig,
 )
+from inference.requests import GenerationRequest, TextPrompt
+from inference.status import EngineState, ModelInfo
 from inference.supervisor import RestartPolicy, Supervisor
-from inference.types import EngineState, GenerationRequest, ModelInfo, TextPrompt
 from inference.watchdog import FIRST_STEP_FACTOR
 from tests.inference.conftest import RunAsync
 
@@ -37,13 +39,13 @@ class Diary:
 
     def __init__(self) -> None:
         self.entries: asyncio.Queue[str] = asyncio.Queue()
-        self.replies: asyncio.Queue[Report | Reply | Refused] = asyncio.Queue()
+        self.replies: asyncio.Queue[Report | Embedded | Reply | Refused] = asyncio.Queue()
         self.working = False
 
     def on_ready(self, info: ModelInfo) -> None:
         self.entries.put_nowait(f"ready {info.id}")
 
-    def on_message(self, message: Report | Reply | Refused) -> None:
+    def on_message(self, message: Report | Embedded | Reply | Refused) -> None:
         self.replies.put_nowait(message)
 
     def on_down(self) -> None:

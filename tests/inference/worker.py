@@ -18,16 +18,20 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from inference.events import Accepted, Delta, Embeddings, Finished, FinishReason, Started, Usage
 from inference.llamacpp.messages import (
     HEADER,
     Abort,
     ApplyTemplate,
     CountTokens,
     Detokenize,
+    Embed,
+    Embedded,
     Failure,
     LoadFailed,
     Loading,
@@ -49,18 +53,8 @@ from inference.llamacpp.messages import (
     frame,
     to_worker,
 )
-from inference.types import (
-    Accepted,
-    Delta,
-    EngineStats,
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    ModelInfo,
-    Started,
-    TextPrompt,
-    Usage,
-)
+from inference.requests import EmbeddingRequest, GenerationRequest, TextPrompt
+from inference.status import EngineStats, ModelInfo
 
 FLOOD_TOKENS = 1000
 OVERFLOW_TOKENS = 10_000
@@ -111,6 +105,9 @@ class Worker:
                 word = "submit" if resumes is None else f"resume-after-{done}"
                 self.log.append(f"{word} {request.id} seed={request.sampling.seed}")
                 self.generate(request, resumes)
+            case Embed(request=EmbeddingRequest(id=id, inputs=(TextPrompt(text=told), *_))):
+                self.log.append(f"embed {id}")
+                self.embed(id, told)
             case Ping():
                 self.send(Pong())
             case Abort(id=id):
@@ -144,6 +141,19 @@ class Worker:
                 self.send(Reply(call=call, value=len(text)))
             case _:
                 raise AssertionError(message)
+
+    def embed(self, id: str, told: str) -> None:
+        """Do what the input says: refuse, die, wait, or else give its length."""
+        if told == "refuse":
+            failure = Failure(code="invalid_request", text="no such input", param="input[0]")
+            self.report(id, failure)
+            return
+        self.report(id, Accepted(prompt_tokens=1))
+        if told == "die":
+            os.kill(os.getpid(), signal.SIGABRT)
+        if told != "wait":
+            value = Embeddings(length=1, vectors=struct.pack("<f", len(told)), tokens=(1,))
+            self.send(Embedded(id=id, value=value))
 
     def report(self, id: str, *events: Accepted | Started | Delta | Finished | Failure) -> None:
         self.steps += 1

@@ -18,10 +18,12 @@ import structlog
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
+from inference.events import Event
+from inference.requests import GenerationRequest
 from inference.scripted import Script, ScriptedEngine
-from inference.types import EngineState, Event, GenerationRequest
+from inference.status import EngineState
 from server.access.client import Client
-from server.app import ServedModel, create_app
+from server.app import Models, ServedModel, create_app
 from server.auth import ApiKeys, why_not
 from server.logs import configure_logging
 from server.protocol import protocol_for
@@ -112,6 +114,17 @@ class Running:
         async with httpx2.AsyncClient(base_url=self.url) as client:
             return samples((await client.get("/metrics", params=query)).text)
 
+    async def metrics_by_model(self, name: str) -> dict[str, float]:
+        """The samples of one name without labels of their own, by model."""
+        async with httpx2.AsyncClient(base_url=self.url) as client:
+            text = (await client.get("/metrics")).text
+        return {
+            sample.labels["model_name"]: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "headrace_" + name
+        }
+
     async def send(
         self, path: str, body: object
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -152,6 +165,7 @@ async def serving(
     *,
     keys: ApiKeys | None = None,
     model: ServedModel | None = None,
+    models: Models | None = None,
     settings: Settings | None = None,
     wait_until_ready: bool = True,
     send_buffer: int | None = None,
@@ -161,13 +175,18 @@ async def serving(
 
     Nothing is stored unless the settings name a `data_dir`.
     """
-    engine = WatchedEngine(script or Script())
+    if models is None:
+        engine = WatchedEngine(script or Script())
+        models = Models.alone(engine, model or ServedModel(id="scripted"))
+    default = models.fleet.default
+    assert isinstance(default, WatchedEngine)
+    engine = default
     settings = settings or Settings()
     if settings.data_dir is None:
         settings = replace(settings, stream_store="off")
     if any_host:
         settings = replace(settings, allowed_hosts=("*",))
-    app = create_app(settings, engine, model=model or ServedModel(id="scripted"), keys=keys)
+    app = create_app(settings, models, keys=keys)
     edge: Edge = app.state.edge
     listener = socket.create_server(("127.0.0.1", 0))
     prepare(listener, edge.settings)

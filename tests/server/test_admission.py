@@ -10,22 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.types import (
-    Accepted,
-    ChatMessage,
-    ChatPrompt,
-    Delta,
-    EngineStats,
-    Event,
-    Finished,
-    FinishReason,
-    Queued,
-    Started,
-    TextPrompt,
-    TokensPrompt,
-    Tool,
-    Usage,
-)
+from inference.events import Accepted, Delta, Event, Finished, FinishReason, Queued, Started, Usage
+from inference.requests import ChatMessage, ChatPrompt, TextPrompt, TokensPrompt, Tool
+from inference.status import EngineStats
 from server.access.client import ANYBODY, Client, KeyLimits
 from server.admission import Admission
 from server.backlog import Stage

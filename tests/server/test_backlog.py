@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec.structs import replace
 
-from inference.types import EngineStats
+from inference.status import EngineStats
 from server.backlog import (
     FIRST_SERVICE_SECONDS,
     LATEST,

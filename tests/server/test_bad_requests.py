@@ -32,6 +32,39 @@ def message(**fields: Any) -> tuple[str, bytes]:
     return chat(messages=[USER, {"role": "user", "content": SECRET, **fields}])
 
 
+NAME = {"name": "f"}
+TOOL = {"type": "function", "function": NAME}
+LARGE = {"parameters": {"type": "object", "description": "x" * 100_000}}
+CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+OBJECT = {"type": "json_object"}
+
+
+def called(**fields: Any) -> tuple[str, bytes]:
+    """An assistant's message with one call, something about which is wrong."""
+    return message(role="assistant", tool_calls=[{**CALL, **fields}])
+
+
+def call_of(name: str, arguments: object) -> tuple[str, bytes]:
+    return called(function={"name": name, "arguments": arguments})
+
+
+def tool(**fields: Any) -> tuple[str, bytes]:
+    return chat(tools=[{"type": "function", "function": {**NAME, **fields}}])
+
+
+def chosen(choice: object) -> tuple[str, bytes]:
+    return chat(tools=[TOOL], tool_choice=choice)
+
+
+def allowed(tools: list[object]) -> tuple[str, bytes]:
+    return chosen({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools}})
+
+
+def schema(**fields: Any) -> tuple[str, bytes]:
+    named = {"name": "answer", "schema": {"type": "object"}, **fields}
+    return chat(response_format={"type": "json_schema", "json_schema": named})
+
+
 def raw(body: str | bytes, path: str = CHAT) -> tuple[str, bytes]:
     return path, body if isinstance(body, bytes) else body.encode()
 
@@ -58,7 +91,8 @@ BAD: list[tuple[tuple[str, bytes], int, str, str | None]] = [
     (raw("{}"), 400, MISSING, "model"),
     (raw("[" * 100_000), 400, TYPE, None),
     (spliced('"user": ' + "[" * 100_000 + "]" * 100_000), 400, BROKEN, None),
-    (spliced('"tools": ' + "[" * 900 + "]" * 900), 400, UNBUILT, "tools"),
+    (spliced('"tools": ' + "[" * 900 + "]" * 900), 400, TYPE, "tools[0]"),
+    (spliced('"functions": ' + "[" * 900 + "]" * 900), 400, UNBUILT, "functions"),
     (spliced('"temperature": NaN'), 400, BROKEN, None),
     (spliced('"temperature": Infinity'), 400, BROKEN, None),
     # text that is no Unicode
@@ -85,9 +119,42 @@ BAD: list[tuple[tuple[str, bytes], int, str, str | None]] = [
     (message(role="wizard"), 400, VALUE, "messages[1].role"),
     (message(role="System"), 400, VALUE, "messages[1].role"),
     (message(role=None), 400, TYPE, "messages[1].role"),
-    (message(role="tool", tool_call_id="x"), 400, UNBUILT, "messages[1].role"),
     (message(role="function", name="f"), 400, UNBUILT, "messages[1].role"),
-    (message(role="assistant", tool_calls=[{"id": "x"}]), 400, UNBUILT, "messages[1].tool_calls"),
+    (message(role="assistant", function_call={}), 400, UNBUILT, "messages[1].function_call"),
+    # calls and their results
+    (message(role="tool"), 400, MISSING, "messages[1].tool_call_id"),
+    (message(role="tool", tool_call_id="x"), 400, VALUE, "messages[1].tool_call_id"),
+    (message(role="tool", tool_call_id=""), 400, VALUE, "messages[1].tool_call_id"),
+    (message(role="user", tool_call_id="x"), 400, VALUE, "messages[1].tool_call_id"),
+    (message(role="user", tool_calls=[CALL]), 400, VALUE, "messages[1].tool_calls"),
+    (message(role="user", reasoning_content="x"), 400, VALUE, "messages[1].reasoning_content"),
+    (called(id=None), 400, TYPE, "messages[1].tool_calls[0].id"),
+    (called(id="x" * 200), 400, VALUE, "messages[1].tool_calls[0].id"),
+    (called(type="custom"), 400, UNBUILT, "messages[1].tool_calls[0].type"),
+    (called(type="magic"), 400, VALUE, "messages[1].tool_calls[0].type"),
+    (called(function={"name": "f"}), 400, MISSING, "messages[1].tool_calls[0].function.arguments"),
+    (call_of("f", {}), 400, TYPE, "messages[1].tool_calls[0].function.arguments"),
+    (call_of("f", "{"), 400, VALUE, "messages[1].tool_calls[0].function.arguments"),
+    (call_of("f", "[]"), 400, VALUE, "messages[1].tool_calls[0].function.arguments"),
+    (
+        call_of("f", '{"a": ' + "[" * 50_000 + "]" * 50_000 + "}"),
+        400,
+        VALUE,
+        "messages[1].tool_calls[0].function.arguments",
+    ),
+    (call_of("a b", "{}"), 400, VALUE, "messages[1].tool_calls[0].function.name"),
+    (
+        message(role="assistant", tool_calls=[CALL] * 129),
+        400,
+        VALUE,
+        "messages[1].tool_calls",
+    ),
+    (
+        message(role="assistant", reasoning="a", reasoning_content="b"),
+        400,
+        VALUE,
+        "messages[1].reasoning",
+    ),
     (message(content=None), 400, MISSING, "messages[1].content"),
     (message(content=1), 400, TYPE, "messages[1].content"),
     (message(content=[]), 400, VALUE, "messages[1].content"),
@@ -160,21 +227,126 @@ BAD: list[tuple[tuple[str, bytes], int, str, str | None]] = [
     (chat(logit_bias=[5]), 400, TYPE, "logit_bias"),
     (chat(user="u" * 513), 400, VALUE, "user"),
     # known and not built, or known to nobody
-    (chat(tools=[{"type": "function"}]), 400, UNBUILT, "tools"),
-    (chat(tool_choice="required"), 400, UNBUILT, "tool_choice"),
-    (chat(response_format={"type": "json_object"}), 400, UNBUILT, "response_format"),
+    (chat(web_search_options={}), 400, UNBUILT, "web_search_options"),
+    (chat(function_call={"name": "f"}), 400, UNBUILT, "function_call"),
     (chat(functions=[{}]), 400, UNBUILT, "functions"),
     (chat(modalities=["text", "audio"]), 400, UNBUILT, "modalities"),
     (chat(audio={"voice": "x"}), 400, UNBUILT, "audio"),
     (chat(prediction={"content": SECRET}), 400, UNBUILT, "prediction"),
-    (chat(reasoning_effort="high"), 400, UNBUILT, "reasoning_effort"),
     (chat(store=True), 400, UNBUILT, "store"),
     (chat(metadata={"a": "b"}), 400, UNBUILT, "metadata"),
     (chat(chat_template="{{ 7 * 7 }}"), 400, UNBUILT, "chat_template"),
-    (chat(chat_template_kwargs={"a": 1}), 400, UNBUILT, "chat_template_kwargs"),
     (chat(temprature=1), 400, UNKNOWN, "temprature"),
     (chat(**{"\n[31m" + "x" * 500: 1}), 400, UNKNOWN, "\n[31m" + "x" * 59),
+    # tools
+    (chat(tools={}), 400, TYPE, "tools"),
+    (chat(tools=[TOOL] * 129), 400, VALUE, "tools"),
+    (chat(tools=[TOOL, TOOL]), 400, VALUE, "tools[1].function.name"),
+    (chat(tools=[{"type": "function"}]), 400, MISSING, "tools[0].function"),
+    (chat(tools=[{"function": {"name": "f"}}]), 400, MISSING, "tools[0].type"),
+    (chat(tools=[{"type": "custom", "custom": {"name": "f"}}]), 400, UNBUILT, "tools[0].type"),
+    (chat(tools=[{"type": "magic"}]), 400, VALUE, "tools[0].type"),
+    (tool(name=None), 400, TYPE, "tools[0].function.name"),
+    (tool(name=""), 400, VALUE, "tools[0].function.name"),
+    (tool(name="get weather"), 400, VALUE, "tools[0].function.name"),
+    (tool(name="f" * 65), 400, VALUE, "tools[0].function.name"),
+    (tool(description=5), 400, TYPE, "tools[0].function.description"),
+    (tool(description="d" * 16_385), 400, VALUE, "tools[0].function.description"),
+    (tool(parameters=[]), 400, TYPE, "tools[0].function.parameters"),
+    (tool(parameters={"type": "array"}), 400, VALUE, "tools[0].function.parameters.type"),
+    (tool(parameters={"properties": {}}), 400, VALUE, "tools[0].function.parameters.type"),
+    (tool(strict="yes"), 400, TYPE, "tools[0].function.strict"),
+    (tool(colour="red"), 400, UNKNOWN, "tools[0].function.colour"),
+    (
+        tool(parameters={"type": "object", "description": "x" * 300_000}),
+        400,
+        VALUE,
+        "tools[0].function.parameters",
+    ),
+    (
+        chat(tools=[dict(TOOL, function=dict(LARGE, name=f"f{i}")) for i in range(3)]),
+        400,
+        VALUE,
+        "tools",
+    ),
+    (chat(tool_choice="required"), 400, VALUE, "tool_choice"),
+    (chat(tool_choice={"type": "function", "function": NAME}), 400, VALUE, "tool_choice"),
+    (chosen("always"), 400, VALUE, "tool_choice"),
+    (chosen(5), 400, TYPE, "tool_choice"),
+    (chosen({"type": "function"}), 400, MISSING, "tool_choice.function"),
+    (chosen({"type": "custom", "custom": NAME}), 400, UNBUILT, "tool_choice.type"),
+    (chosen({"type": "magic"}), 400, VALUE, "tool_choice.type"),
+    (
+        chosen({"type": "function", "function": {"name": "g"}}),
+        400,
+        VALUE,
+        "tool_choice.function.name",
+    ),
+    (allowed([]), 400, VALUE, "tool_choice.allowed_tools.tools"),
+    (
+        allowed([{"type": "function", "function": {"name": "g"}}]),
+        400,
+        VALUE,
+        "tool_choice.allowed_tools.tools[0].function.name",
+    ),
+    (chat(tools=[TOOL], parallel_tool_calls="no"), 400, TYPE, "parallel_tool_calls"),
+    (chat(tools=[TOOL], stop="x"), 400, VALUE, "stop"),
+    (chat(tools=[TOOL], grammar="root ::= 'a'"), 400, VALUE, "grammar"),
+    # the form of the answer
+    (chat(response_format="json"), 400, TYPE, "response_format"),
+    (chat(response_format={}), 400, MISSING, "response_format.type"),
+    (chat(response_format={"type": "yaml"}), 400, VALUE, "response_format.type"),
+    (chat(response_format={"type": "structural_tag"}), 400, UNBUILT, "response_format.type"),
+    (chat(response_format={"type": "json_schema"}), 400, MISSING, "response_format.json_schema"),
+    (schema(name=None), 400, TYPE, "response_format.json_schema.name"),
+    (schema(name="a b"), 400, VALUE, "response_format.json_schema.name"),
+    (schema(schema=[]), 400, TYPE, "response_format.json_schema.schema"),
+    (schema(schema={"x": "y" * 300_000}), 400, VALUE, "response_format.json_schema.schema"),
+    (schema(colour="red"), 400, UNKNOWN, "response_format.json_schema.colour"),
+    (chat(response_format=OBJECT, stop="x"), 400, VALUE, "stop"),
+    (chat(response_format=OBJECT, guided_regex="a"), 400, VALUE, "guided_regex"),
+    (chat(guided_json="{"), 400, VALUE, "guided_json"),
+    (chat(guided_json="[]"), 400, VALUE, "guided_json"),
+    (chat(guided_json=5), 400, TYPE, "guided_json"),
+    (chat(guided_choice=[]), 400, VALUE, "guided_choice"),
+    (chat(guided_choice=["a", ""]), 400, VALUE, "guided_choice[1]"),
+    (chat(guided_choice=["a"] * 1025), 400, VALUE, "guided_choice"),
+    (chat(guided_regex=""), 400, VALUE, "guided_regex"),
+    (chat(guided_grammar=5), 400, TYPE, "guided_grammar"),
+    (chat(grammar=["root"]), 400, TYPE, "grammar"),
+    (chat(structured_outputs={"colour": 1}), 400, UNKNOWN, "structured_outputs.colour"),
+    (
+        chat(structured_outputs={"json": {}, "regex": "a"}),
+        400,
+        VALUE,
+        "structured_outputs.regex",
+    ),
+    (
+        chat(structured_outputs={"json": {}, "whitespace_pattern": " "}),
+        400,
+        UNBUILT,
+        "structured_outputs.whitespace_pattern",
+    ),
+    # thinking, of a model that does not
+    (chat(reasoning_effort="high"), 400, UNBUILT, "reasoning_effort"),
+    (chat(reasoning_effort="much"), 400, VALUE, "reasoning_effort"),
+    (chat(thinking_token_budget=100), 400, UNBUILT, "thinking_token_budget"),
+    (chat(reasoning_budget_tokens=-2), 400, VALUE, "reasoning_budget_tokens"),
+    (chat(chat_template_kwargs={"a": [1]}), 400, TYPE, "chat_template_kwargs"),
+    (chat(chat_template_kwargs={"a b": 1}), 400, VALUE, "chat_template_kwargs"),
+    (chat(chat_template_kwargs={"a": 2**60}), 400, VALUE, "chat_template_kwargs"),
+    (chat(chat_template_kwargs={"a": "x" * 1025}), 400, VALUE, "chat_template_kwargs"),
+    (
+        chat(chat_template_kwargs={f"a{i}": 1 for i in range(17)}),
+        400,
+        VALUE,
+        "chat_template_kwargs",
+    ),
+    (chat(chat_template_kwargs={"messages": ""}), 400, VALUE, "chat_template_kwargs.messages"),
     # completions
+    (text(response_format={"type": "yaml"}), 400, VALUE, "response_format.type"),
+    (text(json_schema="{"), 400, VALUE, "json_schema"),
+    (text(tools=[TOOL]), 400, UNKNOWN, "tools"),
     (raw('{"model": "default"}', TEXT), 400, MISSING, "prompt"),
     (text(prompt=""), 400, VALUE, "prompt"),
     (text(prompt=[]), 400, VALUE, "prompt"),

@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from inference.requests import ChatMessage, ChatPrompt, SamplingParams
 from inference.scripted import Rule, Script
-from inference.types import ChatMessage, ChatPrompt, SamplingParams
 from server.app import ServedModel
 from server.settings import Settings
 from tests.server.harness import Running, captured_log, frames, run, serving

@@ -7,8 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from inference.requests import TextPrompt, TokensPrompt
 from inference.scripted import Rule, Script
-from inference.types import TextPrompt, TokensPrompt
 from tests.server.harness import Running, frames, run, serving
 
 RIVER = Script(rules=(Rule(match="river", reply=" runs — slow"), Rule(reply=" turns")))

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.events import Accepted, Delta, Event, Finished, FinishReason, Queued, Started, Usage
 from inference.scripted import Hang, Rule, Script
-from inference.types import Accepted, Delta, Event, Finished, FinishReason, Queued, Started, Usage
 from server.deadlines import Clock, DeadlineExceeded, Phase, ResponseDeadlines, deadlined
 from server.settings import Settings
 from tests.server.harness import frames, run, serving

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from inference.scripted import Script
-from inference.types import EngineStats
+from inference.status import EngineStats
 from server.access.client import Client, KeyLimits, Scope
 from server.access.scopes import queues
 from server.access.store import KeyStore

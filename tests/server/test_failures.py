@@ -12,8 +12,10 @@ import httpx2
 import pytest
 
 from inference.errors import EngineError
+from inference.events import Accepted, Event, Started
+from inference.requests import GenerationRequest
 from inference.scripted import Die, Fail, RefuseTemplate, Restart, Rule, Script
-from inference.types import Accepted, EngineState, Event, GenerationRequest, Started
+from inference.status import EngineState
 from server.settings import Settings
 from tests.server.harness import Running, captured_log, frames, run, serving, until
 

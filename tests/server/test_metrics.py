@@ -7,8 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from inference.events import Accepted, Delta, Finished, FinishReason, Started, Usage
 from inference.scripted import Rule, Script
-from inference.types import Accepted, Delta, Finished, FinishReason, Started, Usage
 from server import meter as meter_module
 from server.collectors import VLLM_NAMES
 from server.meter import SequenceMeter
@@ -144,7 +144,7 @@ def test_times_follow_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None
     times = iter([10.5, 11.0, 11.25, 12.0, 12.5, 13.0])
     monkeypatch.setattr(meter_module, "perf_counter", lambda: next(times))
     metrics = Metrics("m")
-    meter = SequenceMeter(metrics, arrival=10.0)
+    meter = SequenceMeter(metrics.of("m"), arrival=10.0)
     meter.observe(Accepted(prompt_tokens=5))
     meter.observe(Started(cached_tokens=0, queue_seconds=0.5))
     meter.observe(Delta(text="", tokens=(1,)))  # half a character

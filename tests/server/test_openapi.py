@@ -22,7 +22,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from inference.scripted import Script, ScriptedEngine
 from server.access.scopes import need_of
-from server.app import ServedModel, create_app
+from server.app import Models, ServedModel, create_app
 from server.openapi.document import document
 from server.openapi.operations import OPERATIONS
 from server.settings import Settings
@@ -47,7 +47,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def test_the_table_has_every_route_and_no_other() -> None:
-    app = create_app(Settings(), ScriptedEngine(Script()), model=ServedModel(id="m"), keys=None)
+    app = create_app(
+        Settings(), Models.alone(ScriptedEngine(Script()), ServedModel(id="m")), keys=None
+    )
     routes = {
         (method, re.sub(r":path\}", "}", route.path))
         for route in app.routes

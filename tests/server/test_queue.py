@@ -7,8 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from inference.events import Accepted, Delta, Finished, FinishReason, Queued, Started, Usage
 from inference.scripted import Rule, Script, Wait
-from inference.types import Accepted, Delta, Finished, FinishReason, Queued, Started, Usage
 from server.auth import ApiKeys
 from server.queueboard import Listing, QueueBoard
 from tests.server.harness import Running, run, serving

@@ -13,8 +13,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from inference.events import Event
 from inference.scripted import Rule, Script
-from inference.types import Event
 from server.responses import ResponsesFraming, ResponsesView
 from server.settings import Settings
 from server.sse import EventStream

@@ -289,7 +289,7 @@ def test_refusals_name_the_parameter(two: Two) -> None:
     ask = two.ada.responses.create
     with pytest.raises(openai.BadRequestError) as tools:
         ask(model="default", input="x", tools=[{"type": "web_search"}])
-    assert (tools.value.param, tools.value.code) == ("tools", "unsupported_parameter")
+    assert (tools.value.param, tools.value.code) == ("tools[0].type", "unsupported_parameter")
     with pytest.raises(openai.BadRequestError) as unkept:
         ask(model="default", input="x", background=True, store=False)
     assert unkept.value.param == "background"

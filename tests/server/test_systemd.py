@@ -14,7 +14,7 @@ import httpx2
 import pytest
 import structlog
 
-from inference.types import EngineHealth, EngineState, EngineStats
+from inference.status import EngineHealth, EngineState, EngineStats
 from server.systemd import FEEDS_PER_WATCHDOG, Notifier, Progress, feed_watchdog
 from tests.server.cli.processes import serving
 from tests.server.harness import run

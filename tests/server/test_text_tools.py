@@ -66,6 +66,9 @@ def test_models_are_listed_under_all_their_names() -> None:
                 "owned_by": "headrace",
                 "root": "mill/7b",
                 "max_model_len": 8192,
+                "state": "loaded",
+                "reason": "",
+                "memory_bytes": None,
             }
             assert (await client.get("/v1/models/miller")).json()["root"] == "mill/7b"
             body = {"model": "miller", "prompt": "x"}

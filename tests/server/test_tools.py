@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from inference.requests import ChatPrompt, Grammar, JsonSchema, Thinking
 from inference.scripted import Rule, Script
-from inference.types import ChatPrompt, Grammar, JsonSchema, Thinking
 from server.settings import Settings
 from tests.server.harness import Running, frames, in_thread
 from tests.server.reading import CHAT

@@ -11,8 +11,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from inference.requests import ChatPrompt, JsonSchema
 from inference.scripted import Rule, Script
-from inference.types import ChatPrompt, JsonSchema
 from server.settings import Settings
 from tests.server.harness import Running, in_thread
 

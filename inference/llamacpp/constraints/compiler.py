@@ -28,7 +28,7 @@ from inference.llamacpp.constraints.limits import (
 )
 from inference.llamacpp.constraints.vocabulary import tokenizer_of, vocabulary_of
 from inference.llamacpp.messages import encoder
-from inference.types import Choice, Constraint, Grammar, JsonSchema, Regex
+from inference.requests import Choice, Constraint, Grammar, JsonSchema, Regex
 
 CLOSE_SECONDS = 5.0
 

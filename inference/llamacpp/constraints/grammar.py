@@ -16,7 +16,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from inference.llamacpp.constraints.errors import Unusable
 from inference.llamacpp.constraints.schema import Document, check, closed, parse, prepared
-from inference.types import Choice, Constraint, Grammar, JsonSchema, Regex
+from inference.requests import Choice, Constraint, Grammar, JsonSchema, Regex
 
 OPTIONS: Final = {
     "item_separator": ",",

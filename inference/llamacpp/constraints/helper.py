@@ -24,7 +24,7 @@ from inference.llamacpp.constraints.messages import (
     Trial,
     Vocabulary,
 )
-from inference.types import Constraint
+from inference.requests import Constraint
 
 PARAM = "constraint"
 START_SECONDS = 30.0

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from inference.llamacpp.messages import HEADER, MESSAGE_MAX_BYTES, Message, frame
-from inference.types import Constraint
+from inference.requests import Constraint
 
 
 class Vocabulary(Message, frozen=True, kw_only=True):

@@ -49,7 +49,7 @@ from inference.llamacpp.constraints.messages import (
 )
 from inference.llamacpp.constraints.places import place_of
 from inference.llamacpp.constraints.schema import Document, parse, prepared
-from inference.types import Constraint, Grammar, JsonSchema
+from inference.requests import Constraint, Grammar, JsonSchema
 
 NICENESS = 5
 """A third of the decoding threads' share, once it is ready: with less it might take for ever."""

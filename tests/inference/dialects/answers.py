@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from inference.dialects import Offer, Parser, dialect_of
-from inference.types import Delta, Tool
+from inference.events import Delta
+from inference.requests import Tool
 
 RECORDINGS = Path(__file__).parent / "recordings"
 THINK = ("<think>", "</think>")

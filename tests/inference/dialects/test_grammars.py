@@ -16,7 +16,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 from inference.dialects import CALLS_MAX, Offer, dialect_of
 from inference.errors import InvalidRequest
-from inference.types import Choice, Constraint, Grammar, JsonSchema, Regex, Tool
+from inference.requests import Choice, Constraint, Grammar, JsonSchema, Regex, Tool
 from tests.inference.dialects.answers import heard
 
 DIALECTS = ["generic", "hermes", "llama3", "mistral", "mistral-named"]

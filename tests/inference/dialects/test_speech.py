@@ -9,7 +9,7 @@ from contextlib import aclosing
 import pytest
 
 from inference.dialects import Offer, dialect_of, spoken
-from inference.types import (
+from inference.events import (
     Accepted,
     Delta,
     Event,

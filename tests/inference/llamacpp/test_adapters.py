@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from inference.errors import ModelLoadError
+from inference.events import Delta
 from inference.llamacpp.adapters import computed_by
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import AdapterFile, WorkerConfig
-from inference.types import Delta, GenerationRequest, SamplingParams, TextPrompt
+from inference.requests import GenerationRequest, SamplingParams, TextPrompt
 from tests.inference.llamacpp.adapter_files import write_adapter
 
 TOKENS = 12

@@ -19,23 +19,18 @@ from inference.errors import (
     EngineUnavailable,
     InvalidRequest,
 )
+from inference.events import Accepted, Delta, Event, Finished, Started
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import WorkerConfig
-from inference.supervisor import RestartPolicy
-from inference.types import (
-    Accepted,
+from inference.requests import (
     ChatPrompt,
-    Delta,
-    EngineState,
-    EngineStats,
-    Event,
-    Finished,
     GenerationRequest,
     SamplingParams,
-    Started,
     TextPrompt,
     TokensPrompt,
 )
+from inference.status import EngineState, EngineStats
+from inference.supervisor import RestartPolicy
 from tests.inference.conftest import RunAsync
 
 CONFIG = WorkerConfig(model_id="test", model_path="none")

@@ -14,23 +14,18 @@ import numpy as np
 import pytest
 
 from inference.child import Deadlines
+from inference.events import Accepted, Delta, Finished, FinishReason, Restarted, TokenLogprob
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import WorkerConfig
-from inference.supervisor import RestartPolicy
-from inference.types import (
+from inference.requests import (
     TOP_LOGPROBS_MAX,
-    Accepted,
     ChatMessage,
     ChatPrompt,
-    Delta,
-    EngineState,
-    Finished,
-    FinishReason,
     GenerationRequest,
-    Restarted,
     SamplingParams,
-    TokenLogprob,
 )
+from inference.status import EngineState
+from inference.supervisor import RestartPolicy
 
 pytestmark = pytest.mark.model
 

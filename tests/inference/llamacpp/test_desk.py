@@ -14,7 +14,7 @@ from inference.llamacpp.constraints.trial import tokenizer_of
 from inference.llamacpp.desk import Desk
 from inference.llamacpp.intake import Intake
 from inference.llamacpp.messages import Abort, Park, Resume, Submit
-from inference.types import GenerationRequest, Regex, TextPrompt
+from inference.requests import GenerationRequest, Regex, TextPrompt
 from tests.inference.llamacpp.constraints.letters import SIZE, VOCABULARY
 
 

@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inference.errors import DecodeFailed
+from inference.events import Delta
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.context import Context, Row
@@ -35,13 +36,8 @@ from inference.llamacpp.lanes import CopyPrefix, CutLane, DropLane
 from inference.llamacpp.messages import WorkerConfig
 from inference.llamacpp.sampling import build_chain
 from inference.llamacpp.sequence import Entry
-from inference.types import (
-    Delta,
-    EngineStats,
-    GenerationRequest,
-    SamplingParams,
-    TextPrompt,
-)
+from inference.requests import GenerationRequest, SamplingParams, TextPrompt
+from inference.status import EngineStats
 
 pytestmark = pytest.mark.model
 

@@ -21,7 +21,7 @@ from inference.llamacpp.devicesampling import (
     Wish,
     profile_of,
 )
-from inference.types import GenerationRequest, SamplingParams, TextPrompt
+from inference.requests import GenerationRequest, SamplingParams, TextPrompt
 
 VOCAB = 1000
 GREEDY = Profile(sampling=SamplingParams(temperature=0.0))

@@ -21,7 +21,9 @@ from inference.llamacpp.diskfiles import (
 )
 from inference.llamacpp.hostmemory import Bytes
 
-ORIGIN = Origin(model="m", llama_cpp="1", layout="unified", device="CPU", token_bytes=100)
+ORIGIN = Origin(
+    model="m", llama_cpp="1", layout="unified", device="CPU", numbers="f16", token_bytes=100
+)
 TOKENS = tuple(range(50))
 
 
@@ -102,11 +104,29 @@ def test_no_altered_byte_goes_unnoticed(
 @pytest.mark.parametrize(
     "origin",
     [
-        Origin(model="x", llama_cpp="1", layout="unified", device="CPU", token_bytes=100),
-        Origin(model="m", llama_cpp="2", layout="unified", device="CPU", token_bytes=100),
-        Origin(model="m", llama_cpp="1", layout="split", device="CPU", token_bytes=100),
-        Origin(model="m", llama_cpp="1", layout="unified", device="GPU", token_bytes=100),
-        Origin(model="m", llama_cpp="1", layout="unified", device="CPU", token_bytes=99),
+        Origin(
+            model="x", llama_cpp="1", layout="unified", device="CPU", numbers="f16", token_bytes=100
+        ),
+        Origin(
+            model="m", llama_cpp="2", layout="unified", device="CPU", numbers="f16", token_bytes=100
+        ),
+        Origin(
+            model="m", llama_cpp="1", layout="split", device="CPU", numbers="f16", token_bytes=100
+        ),
+        Origin(
+            model="m", llama_cpp="1", layout="unified", device="GPU", numbers="f16", token_bytes=100
+        ),
+        Origin(
+            model="m", llama_cpp="1", layout="unified", device="CPU", numbers="f16", token_bytes=99
+        ),
+        Origin(
+            model="m",
+            llama_cpp="1",
+            layout="unified",
+            device="CPU",
+            numbers="bf16",
+            token_bytes=100,
+        ),
     ],
 )
 def test_states_of_another_origin_are_deleted(

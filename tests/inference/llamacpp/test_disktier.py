@@ -17,7 +17,9 @@ from inference.llamacpp.hostcache import Saved
 from inference.llamacpp.hostmemory import BLOCK_BYTES, Bytes, HostMemory
 from inference.llamacpp.lanes import DropStored, FetchSaved, StoreSaved
 
-ORIGIN = Origin(model="m" * 64, llama_cpp="1", layout="split", device="CPU", token_bytes=4000)
+ORIGIN = Origin(
+    model="m" * 64, llama_cpp="1", layout="split", device="CPU", numbers="f16", token_bytes=4000
+)
 TOKENS = tuple(range(100))
 WAIT_SECONDS = 20.0
 

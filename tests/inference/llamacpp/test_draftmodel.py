@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.make_model import write_f16
 from benchmarks.vocabulary import read_vocabulary
 from inference.errors import ModelLoadError
+from inference.events import Delta, Finished
 from inference.llamacpp import draftmodel
 from inference.llamacpp.asking import DRAFT_MAX, Ask, Asking, Cost, Offer
 from inference.llamacpp.bindings import Model
@@ -29,13 +30,15 @@ from inference.llamacpp.hostcache import HostCache
 from inference.llamacpp.intake import Intake
 from inference.llamacpp.lanes import Lanes
 from inference.llamacpp.messages import Abort, Park, Report, Resume
+from inference.llamacpp.prompts import Prompts
 from inference.llamacpp.scheduler import Scheduler
 from inference.llamacpp.speculation import STEP_MAX, Speculator
 from inference.llamacpp.split import SplitLanes
 from inference.llamacpp.steploop import Close, StepLoop
 from inference.llamacpp.steptime import StepTime
 from inference.llamacpp.unified import UnifiedLanes
-from inference.types import Delta, EngineStats, Finished, GenerationRequest, TextPrompt
+from inference.requests import GenerationRequest, TextPrompt
+from inference.status import EngineStats
 from tests.benchmarks.made_models import SMALL, write_vocabulary
 from tests.inference.llamacpp.cells import Cells
 from tests.inference.llamacpp.test_engine import (
@@ -270,7 +273,7 @@ class Played:
         self.loop = StepLoop(
             scheduler, context, send=self._take, lanes=4, max_waiting=8, draft_model=draft
         )
-        intake = Intake(model, None, problem="", context=lanes.length)
+        intake = Intake(model, Prompts(model, source="", limit_seconds=2.0), context=lanes.length)
         for asked in requests:
             self.loop.inbox.put(intake.generation(asked))
         try:

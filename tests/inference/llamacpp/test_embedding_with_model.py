@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 from inference.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, TemplateError
+from inference.events import Embeddings
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import WorkerConfig
-from inference.types import (
+from inference.requests import (
     ChatPrompt,
     EmbeddingRequest,
-    Embeddings,
     GenerationRequest,
     RerankRequest,
     TextPrompt,

@@ -18,6 +18,7 @@ from inference.errors import (
     InvalidRequest,
     RequestQuarantined,
 )
+from inference.events import Accepted, Embeddings
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.embeddingcalls import EmbeddingCalls
 from inference.llamacpp.messages import (
@@ -29,16 +30,9 @@ from inference.llamacpp.messages import (
     SequenceEvent,
     WorkerConfig,
 )
+from inference.requests import ChatPrompt, EmbeddingRequest, RerankRequest, TextPrompt
+from inference.status import EngineState
 from inference.supervisor import RestartPolicy
-from inference.types import (
-    Accepted,
-    ChatPrompt,
-    EmbeddingRequest,
-    Embeddings,
-    EngineState,
-    RerankRequest,
-    TextPrompt,
-)
 
 POLICY = RestartPolicy(
     first_delay_seconds=0.001,

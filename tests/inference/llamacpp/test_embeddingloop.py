@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from inference.events import Accepted, Embeddings, Scores
 from inference.llamacpp.embeddingcontext import EmbeddingContext
 from inference.llamacpp.embeddingloop import EmbeddingLoop, normalised, sigmoid
 from inference.llamacpp.embeddingqueue import Job
@@ -26,7 +27,6 @@ from inference.llamacpp.messages import (
     SequenceEvent,
 )
 from inference.llamacpp.steploop import Close
-from inference.types import Accepted, Embeddings, Scores
 
 DEADLINE_SECONDS = 20.0
 

@@ -17,22 +17,16 @@ from inference.errors import (
     InvalidRequest,
     ModelLoadError,
 )
+from inference.events import Accepted, Delta, Event, Finished, FinishReason, Started, TokenLogprob
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import WorkerConfig
-from inference.types import (
-    Accepted,
+from inference.requests import (
     ChatMessage,
     ChatPrompt,
-    Delta,
-    Event,
-    Finished,
-    FinishReason,
     GenerationRequest,
     Prompt,
     SamplingParams,
-    Started,
     TextPrompt,
-    TokenLogprob,
     TokensPrompt,
 )
 

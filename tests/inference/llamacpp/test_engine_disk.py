@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inference.types import ChatPrompt, EngineStats
+from inference.requests import ChatPrompt
+from inference.status import EngineStats
 from tests.inference.llamacpp.test_engine import (
     Answer,
     answer,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from inference.events import Accepted, Delta, Event, Finished, Queued, Started
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import Park, Report, Resume, Submit
-from inference.types import Accepted, Delta, Event, Finished, Queued, Started, TextPrompt
+from inference.requests import TextPrompt
 from tests.inference.llamacpp.realworker import End, worker
 from tests.inference.llamacpp.test_engine import request, running, settled
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from inference.errors import EngineOverloaded
+from inference.events import Accepted, Queued
 from inference.llamacpp.hostcache import HostCache
 from inference.llamacpp.messages import Failure, Report
 from inference.llamacpp.outbox import Outbox
 from inference.llamacpp.scheduler import Scheduler
 from inference.llamacpp.unified import UnifiedLanes
-from inference.types import Accepted, Queued
 
 
 class Box:

@@ -9,7 +9,7 @@ import pytest
 from inference.errors import ModelLoadError, TemplateError
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.prompts import Prompts
-from inference.types import ChatMessage, ChatPrompt, Tool
+from inference.requests import ChatMessage, ChatPrompt, Tool
 from tests.inference.dialects import templates
 
 PLAIN = ChatPrompt(messages=(ChatMessage(role="user", content="?"),))

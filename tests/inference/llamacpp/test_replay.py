@@ -22,23 +22,12 @@ from inference.errors import (
     InvalidRequest,
     RequestQuarantined,
 )
+from inference.events import Accepted, Delta, Event, Finished, Restarted, Started
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import WorkerConfig
+from inference.requests import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt
+from inference.status import EngineState, EngineStats
 from inference.supervisor import RestartPolicy
-from inference.types import (
-    Accepted,
-    ChatPrompt,
-    Delta,
-    EngineState,
-    EngineStats,
-    Event,
-    Finished,
-    GenerationRequest,
-    Restarted,
-    SamplingParams,
-    Started,
-    TextPrompt,
-)
 from tests.inference.conftest import RunAsync
 from tests.inference.worker import FLOOD_TOKENS
 

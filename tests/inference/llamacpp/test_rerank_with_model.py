@@ -16,7 +16,7 @@ from gguf import GGUFWriter, PoolingType
 from numpy.typing import NDArray
 
 from inference.errors import ContextLengthExceeded, InvalidRequest
-from inference.types import RerankRequest
+from inference.requests import RerankRequest
 from models.conversion import bert, convert
 from models.conversion.safetensors import opened
 from tests.inference.llamacpp.test_embedding_with_model import engine, request, rows

@@ -16,15 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from inference.types import (
-    Accepted,
-    Delta,
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    SamplingParams,
-    TextPrompt,
-)
+from inference.events import Accepted, Delta, Finished, FinishReason
+from inference.requests import GenerationRequest, SamplingParams, TextPrompt
 
 llama_cpp = pytest.importorskip("llama_cpp")
 from inference.llamacpp.messages import (  # noqa: E402 - they need llama_cpp

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from inference.channel import Channel
+from inference.events import Accepted, Delta, Event
 from inference.llamacpp.running import READING_SECONDS, Sequence
 from inference.llamacpp.sequences import Sequences
-from inference.types import Accepted, Delta, Event, GenerationRequest, TextPrompt
+from inference.requests import GenerationRequest, TextPrompt
 
 NOW = 1000.0
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from inference.errors import InvalidRequest
-from inference.types import PENALTY_WINDOW, SamplingParams
+from inference.requests import PENALTY_WINDOW, SamplingParams
 
 llama_cpp = pytest.importorskip("llama_cpp")
 from inference.llamacpp.devicesampling import Profile  # noqa: E402 - what follows needs llama_cpp

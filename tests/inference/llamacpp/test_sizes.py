@@ -6,12 +6,13 @@ import pytest
 
 from inference.errors import ModelLoadError
 from inference.llamacpp.messages import WorkerConfig
+from inference.llamacpp.rope import Trained
 from inference.llamacpp.sizes import CacheSizes, cache_sizes
 
 
 def sizes(**fields: object) -> CacheSizes:
     config = WorkerConfig(model_id="m", model_path="m.gguf", **fields)  # type: ignore[arg-type]
-    return cache_sizes(config, train_context=32_768)
+    return cache_sizes(config, Trained(context=32_768, original=32_768))
 
 
 @pytest.mark.parametrize(

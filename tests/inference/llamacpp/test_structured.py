@@ -19,23 +19,19 @@ import pytest
 
 from benchmarks.structured_cases import Case, cases
 from inference.errors import EngineError, InvalidRequest
+from inference.events import Delta, Finished, FinishReason, Restarted, TokenLogprob
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import WorkerConfig
-from inference.types import (
+from inference.requests import (
     ChatMessage,
     ChatPrompt,
     Choice,
     Constraint,
-    Delta,
-    Finished,
-    FinishReason,
     GenerationRequest,
     Grammar,
     JsonSchema,
     Regex,
-    Restarted,
     SamplingParams,
-    TokenLogprob,
 )
 
 pytestmark = pytest.mark.model

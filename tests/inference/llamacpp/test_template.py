@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from inference.errors import TemplateError
 from inference.llamacpp.template import SOURCE_MAX_CHARS, ChatTemplate
-from inference.types import ChatMessage, ChatPrompt
+from inference.requests import ChatMessage, ChatPrompt
 
 CHATML = (
     "{% for message in messages %}"

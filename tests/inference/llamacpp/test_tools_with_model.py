@@ -15,16 +15,13 @@ import pytest
 
 from inference.dialects import Offer, dialect_of, spoken
 from inference.engine import Engine
+from inference.events import Accepted, Delta, Finished, FinishReason
 from inference.llamacpp.client import LlamaCppEngine
 from inference.llamacpp.messages import WorkerConfig
-from inference.types import (
-    Accepted,
+from inference.requests import (
     ChatMessage,
     ChatPrompt,
     Constraint,
-    Delta,
-    Finished,
-    FinishReason,
     GenerationRequest,
     JsonSchema,
     SamplingParams,

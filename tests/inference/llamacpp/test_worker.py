@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference.llamacpp.messages import HEADER, Submit
-from inference.types import GenerationRequest, TextPrompt
+from inference.requests import GenerationRequest, TextPrompt
 from tests.inference.llamacpp.realworker import worker
 
 pytestmark = pytest.mark.model

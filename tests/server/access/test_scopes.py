@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from inference.scripted import Script, ScriptedEngine
 from server.access.client import Scope
 from server.access.scopes import OPEN, RULES, generates, need_of, rule_of
-from server.app import ServedModel, create_app
+from server.app import Models, ServedModel, create_app
 from server.settings import Settings
 
 
@@ -27,7 +27,7 @@ def leaves(routes: Iterable[BaseRoute], prefix: str = "") -> Iterable[tuple[str,
 
 def all_leaves() -> list[tuple[str, set[str]]]:
     app = create_app(
-        Settings(), ScriptedEngine(Script()), model=ServedModel(id="scripted"), keys=None
+        Settings(), Models.alone(ScriptedEngine(Script()), ServedModel(id="scripted")), keys=None
     )
     return list(leaves(app.routes))
 

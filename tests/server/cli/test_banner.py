@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from inference.types import ModelInfo
+from inference.status import ModelInfo
 from server.cli.banner import FIRST_KEY, banner, curl
 
 INFO = ModelInfo(

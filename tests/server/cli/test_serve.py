@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from inference.types import EngineHealth, EngineState
+from inference.status import EngineHealth, EngineState
 from server.cli import hosting, main
 from server.systemd import Notifier
 from tests.server.cli.processes import environment, serving, started

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from inference.types import Accepted, Delta, Event, Finished, FinishReason, Started, Usage
+from inference.events import Accepted, Delta, Event, Finished, FinishReason, Started, Usage
 from server.streams.events import Entry, Sequenced, State, Terminal, decode, encode
 from server.streams.metrics import StreamMetrics
 from server.streams.readers import Reader

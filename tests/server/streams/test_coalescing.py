@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.types import Delta, Event, TokenLogprob, ToolCallDelta
+from inference.events import Delta, Event, TokenLogprob, ToolCallDelta
 from server.streams.coalescing import MERGE_MAX_TOKENS, Coalescer, merged
 from server.streams.events import Sequenced
 from tests.server.streams.parts import FINISHED, OPENING, at, delta

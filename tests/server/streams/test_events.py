@@ -2,7 +2,7 @@ from typing import get_args
 
 import pytest
 
-from inference.types import Queued, Restarted
+from inference.events import Queued, Restarted
 from server.streams.events import (
     TRANSITIONS,
     Cancelled,

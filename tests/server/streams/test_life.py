@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 )
 
 from inference.errors import DecodeFailed
-from inference.types import Delta
+from inference.events import Delta
 from server.streams import log as log_module
 from server.streams.database import sqlite_url
 from server.streams.events import Cancelled, Entry, Incomplete, LogEvent, Sequenced, Terminal

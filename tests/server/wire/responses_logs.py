@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from inference.types import (
+from inference.events import (
     Accepted,
     Delta,
     Event,

@@ -8,15 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.types import (
-    Accepted,
-    Delta,
-    Event,
-    Finished,
-    FinishReason,
-    ToolCallDelta,
-    Usage,
-)
+from inference.events import Accepted, Delta, Event, Finished, FinishReason, ToolCallDelta, Usage
 from server.streams.coalescing import Coalescer
 from server.streams.events import Sequenced
 from server.wire.chat_events import ChatProjection, ChatSummary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.types import Queued
+from inference.events import Queued
 from server.wire.comments import comment_of, queued_of
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inference.types import Choice, Constraint, Grammar, JsonSchema, Regex
+from inference.requests import Choice, Constraint, Grammar, JsonSchema, Regex
 from server.errors import ApiError
 from server.wire import unbuilt
 from server.wire.completions import CompletionFields

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.types import Usage
+from inference.events import Usage
 from server.errors import ApiError
 from server.wire import unbuilt
 from server.wire.chat import ChatFields, asked_of

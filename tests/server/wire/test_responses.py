@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from inference.types import ChatMessage, ToolCall
+from inference.requests import ChatMessage, ToolCall
 from server.errors import ApiError
 from server.wire.decoding import decode
 from server.wire.responses import (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from inference.types import (
+from inference.events import (
     Accepted,
     Delta,
     Finished,

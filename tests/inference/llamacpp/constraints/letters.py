@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from inference.llamacpp.constraints.messages import Vocabulary
-from inference.types import JsonSchema
+from inference.requests import JsonSchema
 
 END = 256
 SIZE = 257

@@ -11,7 +11,7 @@ from inference.errors import EngineError, InvalidRequest
 from inference.llamacpp.constraints.compiler import Cache, Compiled, Order, Queue
 from inference.llamacpp.constraints.helper import Helper
 from inference.llamacpp.constraints.trial import tokenizer_of
-from inference.types import Regex
+from inference.requests import Regex
 from tests.inference.llamacpp.constraints.letters import VOCABULARY, schema
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from inference.llamacpp.constraints.errors import REASON_MAX_CHARS, Unusable, readable
 from inference.llamacpp.constraints.grammar import OPTIONS, grammars, schema_blocks
-from inference.types import Choice, Grammar
+from inference.requests import Choice, Grammar
 from tests.inference.llamacpp.constraints.letters import schema
 
 

@@ -15,7 +15,7 @@ from inference.llamacpp.constraints.limits import parser_limits
 from inference.llamacpp.constraints.messages import Failing, Passed, Refused
 from inference.llamacpp.constraints.trial import Tests as Trials
 from inference.llamacpp.constraints.trial import tokenizer_of
-from inference.types import Choice, Constraint, Grammar, Regex
+from inference.requests import Choice, Constraint, Grammar, Regex
 from tests.inference.llamacpp.constraints.letters import END, SIZE, VOCABULARY, schema
 
 TOKENIZER = tokenizer_of(VOCABULARY)
