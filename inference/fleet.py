@@ -9,40 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from inference.conditions import Condition, Record, condition_of_default
 from inference.engine import Engine
 from inference.errors import EngineError, EngineUnavailable, ModelLoadError
-from inference.leases import Condition, Lease, Loadable, condition_of_default
+from inference.leases import Lease, Loadable
 from inference.pool import Pool
-from inference.slots import Phase, Plan, PoolLimits, Slot, Waiter
+from inference.slots import Phase, Plan, PoolLimits, Waiter
 from inference.status import EngineHealth, EngineState, ModelInfo
 
 _log = logging.getLogger(__name__)
 
-UNKNOWN_LOAD_SECONDS = 10.0
-"""How long a load is taken to last until the model was loaded once."""
-
 UNFORESEEN = "The model could not be loaded."
-
-
-@dataclass(slots=True)
-class _Record:
-    """What is kept of a model from one load to the next. Mutable; owned by the fleet."""
-
-    engine: Engine | None = None
-    info: ModelInfo | None = None
-    watching: asyncio.Task[None] | None = None
-    began_at: float = 0.0
-    took_seconds: float = 0.0
-    loads: int = 0
-    unloads: int = 0
-    load_failures: int = 0
-    load_seconds: float = 0.0
 
 
 class Fleet:
@@ -66,7 +49,7 @@ class Fleet:
         self.default = default
         self._loadable = {each.id: each for each in others}
         self._pool = Pool(self._loadable, limits or PoolLimits(models=len(self._loadable)))
-        self._records = {id: _Record() for id in self._loadable}
+        self._records = {id: Record() for id in self._loadable}
         self._answers: dict[Waiter, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -121,13 +104,19 @@ class Fleet:
         return Lease(self, id)
 
     def preload(self, id: str) -> None:
-        """Have a model be loaded, if it can be, for somebody who will ask for it."""
+        """Have a model be loaded, for somebody who will ask for it.
+
+        Raises `ModelLoadError` where it could not be, and it is too early to try again.
+        """
 
         async def wait() -> None:
             with self.lease(id) as lease, contextlib.suppress(EngineError):
                 await lease.granted()
 
-        if self._pool.slots[id].phase is Phase.UNLOADED and not self._pool.waiting(id):
+        slot = self._pool.slots[id]
+        if slot.phase is Phase.FAILED and self._clock() < slot.retry_at:
+            raise self._refusal(id)
+        if slot.phase in (Phase.UNLOADED, Phase.FAILED) and not self._pool.waiting(id):
             self._begin(wait())
 
     def unload(self, id: str) -> bool:
@@ -151,7 +140,7 @@ class Fleet:
         """How one model is."""
         if id == self.default_id:
             return condition_of_default(id, self.default.health())
-        return self._condition(self._pool.slots[id])
+        return self._records[id].condition(self._pool.slots[id], waiting=self._pool.waiting(id))
 
     @property
     def held_bytes(self) -> int:
@@ -160,11 +149,8 @@ class Fleet:
 
     def expected_seconds(self, id: str) -> float:
         """About when a model may be loaded that is not."""
-        record = self._records[id]
-        took = record.took_seconds or UNKNOWN_LOAD_SECONDS
-        if self._pool.slots[id].phase is Phase.LOADING:
-            return max(0.0, took - (self._clock() - record.began_at))
-        return took
+        phase = self._pool.slots[id].phase
+        return self._records[id].expected_seconds(phase, now=self._clock())
 
     def position(self, waiter: Waiter) -> int:
         """As `Pool.position`."""
@@ -220,7 +206,8 @@ class Fleet:
         return ModelLoadError(slot.reason, retry_after_seconds=wait)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        # A context of its own: what it logs, now or much later, belongs to no request.
+        task = asyncio.create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -243,6 +230,8 @@ class Fleet:
                 return
             await engine.start()
         except Exception as error:
+            if self._closed:
+                return  # that is why; `close` closes the engine
             if record.engine is not None:
                 await record.engine.close()
                 record.engine = None
@@ -251,12 +240,9 @@ class Fleet:
             self._loaded(model.id, engine, record)
         self._settle()
 
-    def _loaded(self, id: str, engine: Engine, record: _Record) -> None:
+    def _loaded(self, id: str, engine: Engine, record: Record) -> None:
         now = self._clock()
-        record.info = engine.info
-        record.took_seconds = now - record.began_at
-        record.loads += 1
-        record.load_seconds += record.took_seconds
+        record.loaded(engine, now=now)
         record.watching = self._begin(self._watch(id, engine))
         self._pool.loaded(id, now=now)
         _log.info("model %s loaded in %.1f s", id, record.took_seconds)
@@ -291,20 +277,3 @@ class Fleet:
             await engine.state_changed()
         self._pool.broke(id, engine.health().reason or UNFORESEEN)
         self._settle()
-
-    def _condition(self, slot: Slot) -> Condition:
-        record = self._records[slot.id]
-        progress = 0.0 if record.engine is None else record.engine.health().load_progress
-        return Condition(
-            id=slot.id,
-            phase=slot.phase,
-            weight_bytes=slot.weight,
-            leases=slot.leases,
-            waiting=self._pool.waiting(slot.id),
-            reason=slot.reason if slot.phase is Phase.FAILED else "",
-            load_progress=progress,
-            loads=record.loads,
-            unloads=record.unloads,
-            load_failures=record.load_failures,
-            load_seconds=record.load_seconds,
-        )

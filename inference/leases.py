@@ -1,4 +1,4 @@
-"""What a fleet is given and what it gives: models to load, leases, how models are."""
+"""What a fleet is given and what it gives: models to load, and leases on them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from inference.engine import Engine
 from inference.errors import EngineUnavailable
-from inference.slots import IN_MEMORY, Phase, Waiter
-from inference.status import EngineHealth, EngineState
+from inference.slots import Waiter
 
 if TYPE_CHECKING:  # a lease and its fleet know each other
     from inference.fleet import Fleet
@@ -28,51 +27,6 @@ class Loadable:
     id: str
     weigh: Callable[[], int]
     open: Callable[[], Engine]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """How one model is now, and what happened to it so far.
-
-    `weight_bytes` is None until it is known. `leases` and `waiting` count who uses it and
-    who wants to. `reason` says why it has failed. `load_seconds` is the sum over `loads`.
-    """
-
-    id: str
-    phase: Phase
-    weight_bytes: int | None = None
-    leases: int = 0
-    waiting: int = 0
-    reason: str = ""
-    load_progress: float = 0.0
-    loads: int = 0
-    unloads: int = 0
-    load_failures: int = 0
-    load_seconds: float = 0.0
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory that is accounted for it now."""
-        return (self.weight_bytes or 0) if self.phase in IN_MEMORY else 0
-
-
-PHASES = {
-    EngineState.STARTING: Phase.LOADING,
-    EngineState.READY: Phase.LOADED,
-    EngineState.RESTARTING: Phase.LOADED,
-    EngineState.FAILED: Phase.FAILED,
-    EngineState.CLOSED: Phase.UNLOADED,
-}
-
-
-def condition_of_default(id: str, health: EngineHealth) -> Condition:
-    """How the default model is: that follows from its engine, for it is not in the pool."""
-    return Condition(
-        id=id,
-        phase=PHASES[health.state],
-        load_progress=health.load_progress,
-        reason=health.reason if health.state is EngineState.FAILED else "",
-    )
 
 
 class Lease:

@@ -245,8 +245,9 @@ def _wake(plan: Plan, at: float) -> None:
 
 
 def _too_large(weight: int, limits: PoolLimits) -> str:
-    room = 0 if limits.bytes is None or limits.models < 1 else limits.bytes
+    if limits.models < 1 or limits.bytes is None:
+        return "No model may be loaded beside the default one."
     return (
         f"This model needs about {weight >> 20} MiB of memory; "
-        f"{room >> 20} MiB may be used for models beside the default one."
+        f"{limits.bytes >> 20} MiB may be used for models beside the default one."
     )

@@ -7,7 +7,7 @@ out is in `inference.events`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, assert_never
 
 from msgspec import Meta, Struct
 
@@ -133,6 +133,17 @@ class Grammar(Value, frozen=True, kw_only=True, tag="grammar"):
 
 Constraint: TypeAlias = JsonSchema | Regex | Choice | Grammar
 """What a generated text must be; no token is drawn that would make it impossible."""
+
+
+def constraint_chars(constraint: Constraint) -> int:
+    """How long a constraint is (characters), its options together."""
+    match constraint:
+        case JsonSchema(schema=text) | Regex(pattern=text) | Grammar(text=text):
+            return len(text)
+        case Choice(options=options):
+            return sum(map(len, options))
+        case _:
+            assert_never(constraint)
 
 
 class Thinking(Value, frozen=True, kw_only=True):

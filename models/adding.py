@@ -20,6 +20,9 @@ from models.locks import file_lock
 from models.places import Places, default_places
 from models.verification import sha256_of
 
+POOLING_RANK = 4
+"""llama.cpp's number for a head that scores pairs; 0 and below: nothing is pooled."""
+
 _SAMPLING_KEYS = {
     "temperature": "general.sampling.temp",
     "top_k": "general.sampling.top_k",
@@ -144,8 +147,9 @@ def _toml(value: object) -> str:
 
 
 def _capabilities(metadata: GgufMetadata) -> tuple[Capability, ...]:
-    if metadata.number(f"{metadata.architecture}.pooling_type") is not None:
-        return ("embeddings",)
+    pooling = metadata.number(f"{metadata.architecture}.pooling_type") or 0
+    if pooling > 0:
+        return ("rerank",) if pooling == POOLING_RANK else ("embeddings",)
     if metadata.text("tokenizer.chat_template"):
         return ("chat", "completion")
     return ("completion",)

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from inference.leases import Condition
+from inference.conditions import Condition
 from inference.slots import Phase
 from inference.status import EngineHealth, EngineState, EngineStats
 from server.admission import Admission

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
@@ -13,13 +13,13 @@ from starlette.requests import Request
 from inference.engine import Engine
 from inference.errors import RequestError
 from inference.events import Embeddings, Scores, Started
-from inference.requests import Prompt
 from server.access.audit import route_of
 from server.access.client import Client
 from server.deadlines import DeadlineExceeded
+from server.errors import rename
 from server.models import Served
 from server.served import Edge
-from server.tickets import Ticket, estimate_tokens
+from server.tickets import Ticket
 from server.waiting import in_time
 
 Value = TypeVar("Value", Embeddings, Scores)
@@ -28,7 +28,8 @@ Value = TypeVar("Value", Embeddings, Scores)
 class Computation:
     """One request for a model's vectors or scores; `id` is what the board shows.
 
-    `names` says what the API calls the engine's `param`s, where it differs.
+    `prompt_tokens` is about how many it has. `names` says what the API calls the engine's
+    `param`s, where it differs.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Computation:
         request: Request,
         *,
         id: str,
-        inputs: Sequence[Prompt],
+        prompt_tokens: int,
         names: Mapping[str, str],
     ) -> None:
         self.client: Client = request.state.access
@@ -51,7 +52,7 @@ class Computation:
             edge.admission,
             self.client,
             route=route_of(request.scope),
-            prompt_tokens=sum(map(estimate_tokens, inputs)),
+            prompt_tokens=prompt_tokens,
             queues=False,
         )
 
@@ -93,8 +94,8 @@ class Computation:
             outcome = "stop"
         except Exception as error:
             outcome = "error"
-            if isinstance(error, RequestError) and error.param is not None:
-                error.param = self._names.get(error.param, error.param)
+            if isinstance(error, RequestError):
+                rename(error, self._names)
             raise
         finally:
             self._edge.queue.leave(listing)

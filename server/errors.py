@@ -24,7 +24,12 @@ UNAVAILABLE_RETRY_SECONDS = 5.0
 
 
 ADVICE: Mapping[str, str] = {
+    "function_call": "Use `tool_choice`.",
+    "functions": "Use `tools`.",
     "lora": "An adapter is a model of its own here: name it in `model`.",
+    "max_completion_tokens": "Use `max_tokens`.",
+    "n_predict": "Use `max_tokens`.",
+    "repeat_penalty": "Use `repetition_penalty`.",
 }
 """What to do instead of using a parameter that there is not."""
 
@@ -127,6 +132,16 @@ def from_exception(error: Exception) -> ApiError:
             return ApiError(405, "method_not_allowed", "This path does not take this method.")
         case _:
             return ApiError(500, "internal_error", "The server failed to answer this request.")
+
+
+def rename(error: errors.RequestError, names: Mapping[str, str]) -> None:
+    """Call the `param` of an error what the API calls it, where `names` says so.
+
+    A part of a field, `constraint[1]`, may have a name of its own, else it has its field's.
+    """
+    if error.param is not None:
+        field, bracket, rest = error.param.partition("[")
+        error.param = names.get(error.param) or names.get(field, field) + bracket + rest
 
 
 def body_of(error: ApiError) -> ErrorBody:

@@ -14,7 +14,7 @@ from server.middleware import log_unexpected
 from server.models import Served
 from server.served import Edge
 from server.sse import HEADERS, Framing
-from server.waiting import places
+from server.waiting import first_load
 from server.wire.comments import comment_of
 
 
@@ -37,7 +37,7 @@ class FirstLoad:
         """Wait, then answer. Raises what fails before the head is out."""
         head = _Head(send)
         try:
-            await watched(receive, self._loaded(head))
+            await watched(receive, self._loaded(head, scope["state"]["client"]))
             app = await self._answer()
             await app(scope, receive, head.pass_on)
         except ClientDisconnect:
@@ -49,15 +49,10 @@ class FirstLoad:
             scope["state"]["outcome"] = "error"
             await head.fail(error)
 
-    async def _loaded(self, head: _Head) -> None:
-        edge = self._edge
-        with edge.admission.slot(), self._served.lease() as lease:
-            waiting = places(
-                lease, seconds=edge.settings.load_seconds, count=edge.metrics.count_deadline
-            )
-            async with aclosing(waiting):
-                async for place in waiting:
-                    await head.comment(comment_of(place).text)
+    async def _loaded(self, head: _Head, client: str) -> None:
+        async with aclosing(first_load(self._edge, self._served, client)) as waiting:
+            async for place in waiting:
+                await head.comment(comment_of(place).text)
 
 
 class _Head:

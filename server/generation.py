@@ -24,6 +24,7 @@ from inference.events import Delta, Event, Queued
 from inference.leases import Lease
 from inference.requests import GenerationRequest
 from server.deadlines import ResponseDeadlines, deadlined
+from server.errors import rename
 from server.meter import SequenceMeter
 from server.metrics import Metrics
 from server.models import Served
@@ -105,8 +106,8 @@ class Generation:
             yield observe
         except Exception as error:
             outcome = "error"
-            if isinstance(error, RequestError) and error.param is not None:
-                error.param = self.names.get(error.param, error.param)
+            if isinstance(error, RequestError):
+                rename(error, self.names)
             raise
         finally:
             self.board.leave(listing)

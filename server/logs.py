@@ -28,8 +28,16 @@ CONTENT_KEYS = frozenset(
 EventDict = MutableMapping[str, Any]
 Processor = Callable[[Any, str, EventDict], EventDict]
 
-# They report each request or each step of a shutdown; ours say it once, with fields.
-_QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "httpx2", "httpcore2", "filelock")
+# They report each request, each step of a start or a shutdown; ours say it once, with fields.
+_QUIET = (
+    "alembic",
+    "uvicorn",
+    "uvicorn.error",
+    "uvicorn.access",
+    "httpx2",
+    "httpcore2",
+    "filelock",
+)
 
 
 def configure_logging(

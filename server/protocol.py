@@ -147,9 +147,10 @@ class HttpProtocol(BoundedWrites, HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over; it stays occupied until uvicorn's set forgets it.
 
-        Not while an answer is being written on it: that would never learn of the end.
+        Not while an answer is being written on it: that would never learn of the end. Nor
+        while its reader has yet to take one: the WebSocket would not learn that it is full.
         """
-        if not self._answered:
+        if not self._answered or self.flow.write_paused:
             self._refuse(ApiError(400, "invalid_http", "A request is still being answered."))
             return
         self._stop_timer()

@@ -14,7 +14,8 @@ import structlog
 
 from server.admission import Admission
 from server.auth import ApiKeys
-from server.settings import Settings, SettingsError
+from server.environment import SettingsError
+from server.settings import Settings
 
 RELOADABLE = ("max_requests", "max_queue_ttft_seconds")
 

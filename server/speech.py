@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from inference.dialects import Offer, Parser, dialect_of
+from inference.errors import RequestError
 from inference.requests import Constraint
 from inference.status import ModelInfo
+from server.errors import rename
 from server.wire.chat import Asked
 from server.wire.constraints import Given
-
-TOOLS = "tools"
+from server.wire.tools import ToolUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
-    """The constraint of the answers, what the request calls it, and what reads them.
+    """The constraint of the answers, and what reads them.
 
-    `parser` makes one for each sequence; None where there is nothing but text.
+    `names` are what the request calls the constraint and the schemas in it. `parser` makes
+    one for each sequence; None where there is nothing but text.
     """
 
     constraint: Constraint | None
-    name: str
+    names: Mapping[str, str]
     parser: Callable[[], Parser] | None
 
 
@@ -33,11 +35,24 @@ def speech_of(asked: Asked, info: ModelInfo) -> Speech:
     Raises `RequestError` for tools that cannot be called, naming the field.
     """
     offer = None if asked.tools is None else asked.tools.offer
-    name = TOOLS if offer is not None or asked.given is None else asked.given.name
+    names = _names(asked.tools, asked.given)
     parser = None
     if offer is not None or info.thinking is not None:
         parser = partial(dialect_of(info.dialect).parser, offer, info.thinking)
-    return Speech(constraint=_constraint(offer, asked.given, info), name=name, parser=parser)
+    try:
+        constraint = _constraint(offer, asked.given, info)
+    except RequestError as error:
+        rename(error, names)
+        raise
+    return Speech(constraint=constraint, names=names, parser=parser)
+
+
+def _names(use: ToolUse | None, given: Given | None) -> dict[str, str]:
+    """What the request calls `constraint`, and in a grammar each schema: the answer's is last."""
+    if use is None:
+        return {} if given is None else {"constraint": given.name}
+    schemas = use.paths if given is None else (*use.paths, given.name)
+    return {"constraint": "tools"} | {f"constraint[{i}]": name for i, name in enumerate(schemas)}
 
 
 def _constraint(offer: Offer | None, given: Given | None, info: ModelInfo) -> Constraint | None:

@@ -136,7 +136,9 @@ class Ticket:
                 if entry.stage is Stage.SENT:  # one that another process takes up is known
                     backlog.accept(entry)
             case Queued():
-                pass  # the engine's statistics say how long that takes
+                # Once it is accepted, the engine's statistics say how long that takes.
+                if entry.stage is Stage.SENT:
+                    backlog.disturb(entry)  # it waits for its model to be loaded
             case Restarted():
                 backlog.disturb(entry)
             case Started(cached_tokens=cached):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -11,7 +12,9 @@ from inference.engine import Engine
 from inference.events import Queued
 from inference.leases import Lease
 from server.deadlines import DeadlineExceeded
+from server.models import Served
 from server.served import Edge
+from server.streams.registry import ID_BYTES
 
 NOTICE_SECONDS = 5.0
 """Who waits for a model is told its place so often."""
@@ -32,6 +35,25 @@ async def places(
             count("load")
             raise DeadlineExceeded("load", seconds)
         yield Queued(position=lease.position, expected_seconds=lease.expected_seconds)
+
+
+async def first_load(edge: Edge, served: Served, client: str) -> AsyncGenerator[Queued]:
+    """Wait for a model that was never loaded, as `places` does, with a place on the board.
+
+    What it will be called is not known yet, so it is shown under an id of its own.
+    """
+    listing = edge.queue.enter(f"load-{secrets.token_hex(ID_BYTES)}", client, sequences=1)
+    try:
+        with edge.admission.slot(), served.lease() as lease:
+            waiting = places(
+                lease, seconds=edge.settings.load_seconds, count=edge.metrics.count_deadline
+            )
+            async with aclosing(waiting):
+                async for place in waiting:
+                    listing.observe(0, place)
+                    yield place
+    finally:
+        edge.queue.leave(listing)
 
 
 async def in_time(lease: Lease, edge: Edge) -> Engine:

@@ -9,6 +9,7 @@ the mark is not.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,9 +22,18 @@ ANY_TEXT: Final = r"/(.|\n)*/"
 LINES: Final = r"LINES: /\n{0,2}/"
 
 
+_ESCAPED_OR_SLASH: Final = re.compile(r"\\.|/", re.DOTALL)
+
+
 def quoted(text: str) -> str:
     """`text` as a Lark string."""
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
+
+
+def pattern_of(regex: str) -> str:
+    """A regular expression between slashes, as Lark has it; those in it are escaped."""
+    escaped = _ESCAPED_OR_SLASH.sub(lambda m: r"\/" if m[0] == "/" else m[0], regex)
+    return f"/{escaped}/"
 
 
 def mark(text: str, special: Mapping[str, int]) -> str:
@@ -34,7 +44,8 @@ def mark(text: str, special: Mapping[str, int]) -> str:
 def argument_rules(offer: Offer) -> list[str]:
     """The rules `args_0`, `args_1` ...: the arguments of each tool.
 
-    Raises `InvalidRequest` for parameters that are no schema of an object.
+    They come before all others with a schema, so the engine's `constraint[1]` is the
+    second tool. Raises `InvalidRequest` for parameters that are no schema of an object.
     """
     return [
         f"args_{index}: %json {_schema(index, tool.parameters)}"
@@ -70,8 +81,8 @@ def answer_of(constraint: Constraint | None, text: str = ANY_TEXT) -> Answer:
         case JsonSchema(schema=schema):
             return Answer(rule="answer", needs=(f"answer: %json {schema}",), free=False)
         case Regex(pattern=pattern):
-            escaped = pattern.replace("/", r"\/")
-            return Answer(rule="ANSWER", needs=(f"ANSWER: /{escaped}/",), free=False)
+            needs = (f"ANSWER: {pattern_of(pattern)}",)
+            return Answer(rule="ANSWER", needs=needs, free=False)
         case Choice(options=options):
             rule = f"answer: {' | '.join(map(quoted, options))}"
             return Answer(rule="answer", needs=(rule,), free=False)
@@ -85,11 +96,11 @@ def grammar(*rules: str) -> Grammar:
 
 
 def _schema(index: int, parameters: str) -> str:
-    where = f"tools[{index}].function.parameters"
+    where = f"constraint[{index}]"
     try:
         schema: Any = json.loads(parameters)
     except (ValueError, RecursionError):
         raise InvalidRequest("The parameters are no JSON.", param=where) from None
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         raise InvalidRequest("The parameters must be the schema of an object.", param=where)
-    return json.dumps({"type": "object", **schema})
+    return json.dumps({"type": "object", **schema}, ensure_ascii=False, separators=(",", ":"))

@@ -85,6 +85,8 @@ def assemble(
     """
     model = Model(config.model_path, gpu_layers=config.gpu_layers, progress=progress)
     if makes_embeddings(model):
+        if config.adapters:
+            raise ModelLoadError("adapters cannot be applied to a model that makes embeddings")
         where = _device_name(config.gpu_layers)
         return assemble_embedding(config, model, steps=steps, send=send, device=where)
     if not model.decodes_text():

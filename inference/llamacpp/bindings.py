@@ -173,7 +173,7 @@ class Model:
         for index, token in enumerate(tokens):
             if not 0 <= token < self.vocab_size:
                 raise InvalidRequest(
-                    f"token id {token} is outside the vocabulary of {self.vocab_size}",
+                    f"Token id {token} is outside the vocabulary of {self.vocab_size}.",
                     param=f"{param}[{index}]",
                 )
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
+from inference.errors import ModelLoadError
+
 CacheType: TypeAlias = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
@@ -44,3 +46,9 @@ FORMATS: Final[Mapping[CacheType, Format]] = MappingProxyType(
         "q4_0": Format(2, 32, 18),
     }
 )
+
+
+def check_flash(values: CacheType, flash: Literal["auto", "on", "off"]) -> None:
+    """Raise `ModelLoadError` for values that only flash attention can read, without it."""
+    if flash == "off" and FORMATS[values].quantized:
+        raise ModelLoadError(f"cache_type_v {values} needs flash attention")

@@ -31,6 +31,12 @@ NORMALISERS: Final = (
 )
 """True where a file does not say otherwise."""
 
+CHARS_A_TOKEN: Final = 100
+"""A text with more of them for each token of the context is too long, and not even read.
+
+No text has so many, and tokenizing megabytes would keep all other requests waiting.
+"""
+
 _CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
 
 
@@ -58,10 +64,7 @@ class EmbeddingIntake:
             case RerankRequest() if not self._ranks:
                 raise InvalidRequest("This model does not score documents.", param="model")
             case RerankRequest():
-                texts = [
-                    self._pair(request.query, each, number, request.truncate_tokens)
-                    for number, each in enumerate(request.documents)
-                ]
+                texts = self._pairs(request)
         return Job(id=request.id, client=request.client, priority=request.priority, texts=texts)
 
     def tokens(self, prompt: Prompt) -> list[int]:
@@ -99,21 +102,28 @@ class EmbeddingIntake:
                 tokens, kept = list(given), 0
             case TextPrompt(text=text):
                 # Nothing that a client writes becomes a special token.
+                text = self._readable(text, where, cut)
                 tokens = self.tokenize(text, add_special=True, parse_special=False)
                 kept = self._special_behind()
         if not tokens:
             raise InvalidRequest(f"`{where}` is empty.", param=where)
         return self._fitting(tokens, where, cut, kept=kept)
 
-    def _pair(self, query: str, document: str, number: int, cut: int | None) -> list[int]:
-        where = f"documents[{number}]"
+    def _pairs(self, request: RerankRequest) -> list[list[int]]:
+        """Each document with the query, which is read once."""
+        query = self._readable(request.query, "query", None)
         if self._template is not None:
             head, _, tail = self._template.partition(DOCUMENT)
             before, behind = self._filled(head, query), self._filled(tail, query)
         else:
             before, behind = self._around(query)
-        tokens = [*before, *self._plain(document), *behind]
-        return self._fitting(tokens, where, cut, kept=len(behind), least=len(before))
+        cut = request.truncate_tokens
+        pairs = []
+        for number, document in enumerate(request.documents):
+            where = f"documents[{number}]"
+            tokens = [*before, *self._plain(self._readable(document, where, cut)), *behind]
+            pairs.append(self._fitting(tokens, where, cut, kept=len(behind), least=len(before)))
+        return pairs
 
     def _filled(self, template: str, query: str) -> list[int]:
         """Part of the file's template; only what it says itself may be a special token."""
@@ -142,6 +152,17 @@ class EmbeddingIntake:
     def _plain(self, text: str) -> list[int]:
         """A client's text, in which nothing becomes a special token."""
         return self.tokenize(text, add_special=False, parse_special=False)
+
+    def _readable(self, text: str, where: str, cut: int | None) -> str:
+        """The text, without what is certainly cut off. Raises `ContextLengthExceeded`."""
+        most = CHARS_A_TOKEN * self._context
+        if len(text) > most and cut is None:
+            raise ContextLengthExceeded(
+                f"This model takes {self._context} tokens at once; "
+                f"`{where}` has {len(text)} characters.",
+                param=where,
+            )
+        return text[:most]
 
     def _fitting(
         self, tokens: list[int], where: str, cut: int | None, *, kept: int, least: int = 0

@@ -57,7 +57,8 @@ class Batch:
 class EmbeddingQueue:
     """The requests that are not done, by id.
 
-    Mutable: the jobs and what their clients were served. Owner: the embedding loop.
+    Mutable: the jobs, what their clients were served, and `tokens`, those that were not
+    given out yet. Owner: the embedding loop.
     """
 
     def __init__(self, *, batch_tokens: int, batch_texts: int) -> None:
@@ -67,6 +68,7 @@ class EmbeddingQueue:
         self._jobs: dict[str, Job] = {}
         self._shares = FairShares()
         self._orders = 0
+        self.tokens = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -75,11 +77,6 @@ class EmbeddingQueue:
     def started(self) -> int:
         """Requests of which some text was computed, or is."""
         return sum(job.taken > 0 for job in self._jobs.values())
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that were not given out yet."""
-        return sum(len(text) for job in self._jobs.values() for text in job.texts[job.taken :])
 
     def add(self, job: Job) -> None:
         """Queue a request. Raises `ValueError` when its id is taken."""
@@ -90,12 +87,14 @@ class EmbeddingQueue:
         self._shares.enter(job.client)
         job.since = self._shares.total
         self._jobs[job.id] = job
+        self.tokens += job.tokens
 
     def drop(self, id: str) -> None:
         """Forget a request; unknown ids are ignored."""
         job = self._jobs.pop(id, None)
         if job is not None:
             self._shares.leave(job.client)
+            self.tokens -= sum(map(len, job.texts[job.taken :]))
 
     def batch(self) -> Batch:
         """The texts to compute next; none when nobody waits.
@@ -116,6 +115,7 @@ class EmbeddingQueue:
                 break
             room -= len(text)
             job.taken += 1
+            self.tokens -= len(text)
             self._shares.charge(job.client, prompt=len(text), generated=0)
             jobs.append(job)
             texts.append(text)

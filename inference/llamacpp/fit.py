@@ -18,7 +18,7 @@ from typing import Final
 from inference.errors import ModelLoadError
 from inference.llamacpp.asking import CHUNK_MOST, DRAFT_MAX
 from inference.llamacpp.buffers import F16, F32, encoder_bytes, graph_bytes, sampling_bytes
-from inference.llamacpp.cachetypes import FORMATS, CacheType
+from inference.llamacpp.cachetypes import FORMATS, CacheType, check_flash
 from inference.llamacpp.dimensions import EMBEDDING, OUTPUT, Dimensions, dimensions
 from inference.llamacpp.messages import WorkerConfig
 from inference.llamacpp.rope import header, trained
@@ -216,6 +216,7 @@ def _generator(
     sizes = cache_sizes(config, trained(metadata))
     keys, values = config.cache_type_k, config.cache_type_v
     _check_types(metadata, keys, values)
+    check_flash(values, config.flash_attention)
     layers = [_layer_bytes(of, at, sizes, keys, values) for at in range(len(of.layers))]
     whole = sum(layers)
     on_gpu = 0 if first is None else sum(layers[first:])

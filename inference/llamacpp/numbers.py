@@ -9,8 +9,7 @@ from typing import Any, Final, Literal
 
 import llama_cpp
 
-from inference.errors import ModelLoadError
-from inference.llamacpp.cachetypes import FORMATS, CacheType
+from inference.llamacpp.cachetypes import FORMATS, CacheType, check_flash
 from inference.llamacpp.messages import WorkerConfig
 
 _FLASH: Final[Mapping[str, int]] = MappingProxyType(
@@ -87,8 +86,7 @@ PLAIN: Final = Numbers()
 
 def numbers_of(config: WorkerConfig) -> Numbers:
     """What `config` asks for. Raises `ModelLoadError` for what contradicts itself."""
-    if config.flash_attention == "off" and FORMATS[config.cache_type_v].quantized:
-        raise ModelLoadError(f"cache_type_v {config.cache_type_v} needs flash attention")
+    check_flash(config.cache_type_v, config.flash_attention)
     return Numbers(
         keys=config.cache_type_k,
         values=config.cache_type_v,

@@ -62,6 +62,14 @@ class Case:
         except ModelLoadError:
             return False
 
+    def possible(self) -> bool:
+        """Whether its settings go with one another and with the model."""
+        try:
+            self.footprint()
+        except ModelLoadError:
+            return False
+        return True
+
     def changed(self, **fields: object) -> Case:
         """The same with other settings."""
         return replace(self, config=msgspec.structs.replace(self.config, **fields))
@@ -92,8 +100,9 @@ def _together(case: Case) -> Iterator[tuple[str, Case]]:
     if config.host_memory_bytes:
         case = case.changed(host_memory_bytes=0, disk_bytes=0)
         yield "kv_host_memory 0", case
-    if not FORMATS[config.cache_type_k].quantized:
-        case = case.changed(cache_type_k="q8_0", cache_type_v="q8_0")
+    smaller = case.changed(cache_type_k="q8_0", cache_type_v="q8_0")
+    if not FORMATS[config.cache_type_k].quantized and smaller.possible():
+        case = smaller
         yield "cache_type_k and cache_type_v q8_0", case
     if not dimensions(case.headers.model).encodes:
         sizes = _sizes(case)

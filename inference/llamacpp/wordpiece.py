@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -73,35 +73,28 @@ class WordPiece:
         return tuple(found)
 
 
-def words(text: str) -> Iterator[str]:
+def words(text: str) -> list[str]:
     """The words and signs of `text`, lower case and without accents."""
-    letters: list[str] = []
-    for char in normalised(text):
-        if char.isspace():
-            alone = ""
-        elif _stands_alone(char):
-            alone = char
-        else:
-            letters.append(char)
-            continue
-        if letters:
-            yield "".join(letters)
-            letters.clear()
-        if alone:
-            yield alone
-    if letters:
-        yield "".join(letters)
+    lower = normalised(text)
+    apart = {ord(char): f" {char} " for char in set(lower) if _stands_alone(char)}
+    return lower.translate(apart).split()
 
 
 def normalised(text: str) -> str:
-    """`text` in lower case, without accents, control characters and unassigned ones."""
-    kept = (
-        " " if char in "\t\n\r" else char
-        for char in text
-        if char in "\t\n\r" or (char != "\ufffd" and unicodedata.category(char)[0] != "C")
-    )
-    apart = unicodedata.normalize("NFD", "".join(kept))
-    return "".join(char for char in apart if unicodedata.category(char) != "Mn").lower()
+    """`text` in lower case, without accents, control characters and unassigned ones.
+
+    A text has few different characters, so each of them is looked up once.
+    """
+    kept = text.translate({ord(char): _kept(char) for char in set(text)})
+    apart = unicodedata.normalize("NFD", kept)
+    accents = {ord(char): None for char in set(apart) if unicodedata.category(char) == "Mn"}
+    return apart.translate(accents).lower()
+
+
+def _kept(char: str) -> str:
+    if char in "\t\n\r":
+        return " "
+    return "" if char == "\ufffd" or unicodedata.category(char)[0] == "C" else char
 
 
 def _stands_alone(char: str) -> bool:

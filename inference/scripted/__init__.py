@@ -1,7 +1,7 @@
 """A deterministic engine, shipped so that people can test their own clients.
 
 `script` says what it plays, `pieces` is its tokenizer, `reply` turns a rule into
-tokens and text, `engine` queues, counts and fails as told.
+tokens and text, `engine` queues and counts, `faults` has it fail as told.
 """
 
 from inference.scripted.engine import ScriptedEngine

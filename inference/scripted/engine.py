@@ -9,18 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from typing import assert_never
 
 import msgspec
 
-from inference.errors import (
-    DecodeFailed,
-    EngineDied,
-    EngineUnavailable,
-    InvalidRequest,
-    ModelLoadError,
-    TemplateError,
-)
+from inference.errors import EngineUnavailable, InvalidRequest, ModelLoadError, TemplateError
 from inference.events import (
     Accepted,
     Delta,
@@ -29,7 +21,6 @@ from inference.events import (
     Finished,
     FinishReason,
     Queued,
-    Restarted,
     Scores,
     Started,
     Usage,
@@ -43,8 +34,9 @@ from inference.requests import (
     RerankRequest,
 )
 from inference.scripted import pieces, reply, vectors
+from inference.scripted.faults import Faults
 from inference.scripted.lanes import Lanes, Run
-from inference.scripted.script import Die, Fail, Hang, RefuseTemplate, Restart, Rule, Script
+from inference.scripted.script import RefuseTemplate, Rule, Script
 from inference.scripted.sleepers import Sleepers
 from inference.status import EngineHealth, EngineState, EngineStats, ModelInfo
 
@@ -57,9 +49,8 @@ class ScriptedEngine:
     Who has to wait is told its place once; when it will start is not guessed. A request's
     constraint is taken and not looked at: the engine plays its script.
     `requests_seen` counts generations that were begun, whatever became of them.
-    `_faults_met` says how often each rule's fault has struck. One event loop owns all
-    that changes here: the counters, `_life`, `_lanes`, `_sleepers` and the timer of a
-    revival.
+    One event loop owns all that changes here: the counters, `_life`, `_lanes`,
+    `_sleepers` and `_faults`.
     """
 
     def __init__(self, script: Script, *, model_id: str = "scripted") -> None:
@@ -68,13 +59,11 @@ class ScriptedEngine:
         self._model_id = model_id
         self._life = Lifecycle()
         self._load_began: float | None = None
-        self._revival: asyncio.TimerHandle | None = None
         self._lanes = Lanes(total=script.lanes, max_waiting=script.max_waiting)
         self._sleepers = Sleepers()
-        self._faults_met: dict[Rule, int] = {}
+        self._faults = Faults(self._life, self._lanes)
         self._prompt_tokens = 0
         self._steps = 0
-        self._replays = 0
 
     async def start(self) -> None:
         """Wait for the script's `load_seconds`. Raises its `load_error` if it has one."""
@@ -92,8 +81,7 @@ class ScriptedEngine:
         if self._life.state is EngineState.CLOSED:
             return
         self._life.move(EngineState.CLOSED)
-        if self._revival is not None:
-            self._revival.cancel()
+        self._faults.close()
         self._lanes.end_all(EngineUnavailable("The engine is closed."))
 
     @property
@@ -158,11 +146,11 @@ class ScriptedEngine:
             due = started_at + rule.first_token_seconds
             for number in range(answer.length):
                 if run.fault is not None:
-                    await self._meet_fault(run)
+                    await self._faults.strike(run)
                 await run.pause(due)
                 run.check()
                 if run.restarts != self._life.restarts:
-                    yield await self._taken_up(run)
+                    yield await self._faults.taken_up(run)
                 due += rule.token_seconds
                 run.written += 1
                 self._steps += 1
@@ -171,7 +159,7 @@ class ScriptedEngine:
                 yield Delta(text=certain, tokens=(token,), logprobs=reply.logprobs(token, request))
                 if text.stop is not None:
                     break
-            await self._meet_fault(run)
+            await self._faults.strike(run)
             yield self._finished(run, answer, text)
         finally:
             self._lanes.leave(run)
@@ -241,7 +229,7 @@ class ScriptedEngine:
             elapsed = asyncio.get_running_loop().time() - self._load_began
             progress = min(1.0, elapsed / self._script.load_seconds)
         health = self._life.health(load_progress=progress)
-        return msgspec.structs.replace(health, replays=self._replays)
+        return msgspec.structs.replace(health, replays=self._faults.replays)
 
     async def state_changed(self) -> None:
         """Return after the next change of `health().state`; nothing follows CLOSED."""
@@ -252,11 +240,8 @@ class ScriptedEngine:
         return next((rule for rule in self._script.rules if rule.applies_to(text)), _DEFAULT_RULE)
 
     def _new_run(self, rule: Rule, request: GenerationRequest) -> Run:
-        """The sequence with the fault it has to meet, counted against `fault_times`."""
-        met = self._faults_met.get(rule, 0)
-        fault = rule.fault if rule.fault_times is None or met < rule.fault_times else None
-        if fault is not None:
-            self._faults_met[rule] = met + 1
+        """The sequence with the fault it has to meet. Raises `TemplateError` for that fault."""
+        fault = self._faults.next_of(rule)
         if isinstance(fault, RefuseTemplate):
             raise TemplateError("The chat template refused the messages.", param="messages")
         prompt_tokens = reply.prompt_tokens(request.prompt)
@@ -281,46 +266,3 @@ class ScriptedEngine:
             usage=Usage(prompt_tokens=run.prompt_tokens, completion_tokens=run.written),
             stop=text.stop,
         )
-
-    async def _meet_fault(self, run: Run) -> None:
-        """Do to this sequence what its script says is due by now, if anything is."""
-        fault = run.fault
-        if fault is None or isinstance(fault, RefuseTemplate) or run.written < fault.after_tokens:
-            return
-        run.check()
-        if self._life.state is EngineState.RESTARTING:
-            return  # it strikes once the engine is back
-        match fault:
-            case Restart():
-                run.fault = None
-                self._end(fault.restart_seconds, "")
-            case Die():
-                self._end(fault.restart_seconds, fault.restart_error)
-                self._lanes.end_all(EngineDied("The engine ended while this request was running."))
-                run.check()
-            case Fail():
-                raise DecodeFailed("The engine could not decode this request.")
-            case Hang():
-                while True:
-                    await run.pause(None)
-                    run.check()
-            case _:
-                assert_never(fault)
-
-    def _end(self, restart_seconds: float, restart_error: str) -> None:
-        """End the engine; it is back, or has failed for good, after so long."""
-        self._life.move(EngineState.RESTARTING, "The engine died, as its script says.")
-        loop = asyncio.get_running_loop()
-        to = EngineState.FAILED if restart_error else EngineState.READY
-        self._revival = loop.call_later(restart_seconds, self._life.move, to, restart_error)
-
-    async def _taken_up(self, run: Run) -> Restarted:
-        """Wait until the engine is back; what it then says to this sequence."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        while self._life.state is EngineState.RESTARTING:
-            await self._life.changed()
-        run.check()
-        run.restarts = self._life.restarts
-        self._replays += 1
-        return Restarted(replayed_tokens=run.written, paused_seconds=loop.time() - began)

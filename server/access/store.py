@@ -67,7 +67,7 @@ class KeyStore:
         large, damaged, or writable by others.
         """
         try:
-            _require_private(self.path)
+            _require_private(self.path, self.path, self.path.parent)
             if self.path.stat().st_size > STORE_MAX_BYTES:
                 raise KeyFileError(f"{self.path}: larger than {STORE_MAX_BYTES} bytes")
             text = self.path.read_text(encoding="utf-8")
@@ -136,6 +136,8 @@ class KeyStore:
     def _change(self, change: Callable[[tuple[KeyRecord, ...]], tuple[KeyRecord, ...]]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # A key that nobody would read later is better not made.
+            _require_private(self.path, self.path.parent)
             with file_lock(self.path.with_name(self.path.name + ".lock")):
                 records = self.read() if self.path.exists() else ()
                 _write(self.path, change(records))
@@ -197,9 +199,9 @@ def _create_private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
 
 
-def _require_private(path: Path) -> None:
-    """Raise `KeyFileError` when others could have put a key there. Raises OSError."""
-    for place in (path, path.parent):
+def _require_private(path: Path, *places: Path) -> None:
+    """Raise `KeyFileError` when others could put a key into the store `path`. Raises OSError."""
+    for place in places:
         found = place.stat()
         if os.geteuid() not in (0, found.st_uid) and found.st_uid != 0:
             raise KeyFileError(f"{path}: {place} belongs to somebody else")

@@ -20,7 +20,7 @@ from server.cli.errors import CommandError
 
 COMMANDS = {
     "serve": "serve a model over HTTP",
-    "models": "list, fetch and verify models",
+    "models": "list, fetch, verify and add models, say what fits",
     "keys": "create, list and revoke API keys",
     "tune": "measure faster weights formats and settings for this machine",
     "doctor": "check processor, GPU, llama.cpp and directories",

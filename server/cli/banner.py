@@ -33,7 +33,7 @@ def banner(
     if files:
         keys = f"wanted from every client, {' and '.join(files)}"
     elif loopback:
-        keys = "none, so loopback only; to serve others: --host ADDR --api-key-file FILE"
+        keys = "none, so loopback only; to serve others: headrace keys create NAME, --host ADDR"
     else:
         keys = "NONE: anybody who reaches this address can use the model"
     rows = {

@@ -3,7 +3,7 @@
 At the prompt Ctrl-C and Ctrl-D end the session. While an answer streams Ctrl-C stops
 the answer only: closing the connection frees the lane, and what was already shown
 stays part of the conversation. When standard input is no terminal, all of it is one
-message and the answer is all that is printed.
+message and the answer is all that is printed: no reasoning, no place in the queue.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from inference.events import Queued
 from server.cli import COMMANDS
-from server.cli.chatclient import ChatClient, ChatFailed, Message, read_key
+from server.cli.chatclient import ChatClient, ChatFailed, Message, Reasoning, read_key
 from server.cli.errors import CommandError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -86,6 +86,28 @@ class Status:
             self._shown = 0
 
 
+class Thoughts:
+    """The model's reasoning between two lines that say so, on a terminal only.
+
+    Mutable: whether some is on the screen and has not ended, `open`.
+    """
+
+    def __init__(self) -> None:
+        self.open = False
+
+    def show(self, text: str) -> None:
+        """Show some more of it."""
+        if sys.stdout.isatty():
+            print("" if self.open else "[thinking]\n", _printable(text), sep="", end="", flush=True)
+            self.open = True
+
+    def end(self, mark: str = "") -> None:
+        """End its line, if there is one, and say what follows."""
+        if self.open:
+            print("\n" + mark, end="", flush=True)
+            self.open = False
+
+
 class Session:
     """A dialogue; `messages` holds it and changes only in `ask` and `reset`."""
 
@@ -97,6 +119,7 @@ class Session:
         self._system = [] if system is None else [Message("system", system)]
         self._temperature = temperature
         self._status = Status()
+        self._thoughts = Thoughts()
         self.messages = list(self._system)
 
     def reset(self) -> None:
@@ -107,8 +130,8 @@ class Session:
         """Print the answer to `text` as it comes, and remember both.
 
         An answer that broke off is remembered as far as it was shown; without any the
-        question is forgotten too, so that it can be asked again. Raises `ChatFailed`
-        and `KeyboardInterrupt`.
+        question is forgotten too, so that it can be asked again. Reasoning is shown and
+        not remembered. Raises `ChatFailed` and `KeyboardInterrupt`.
         """
         question = [*self.messages, Message("user", text)]
         shown: list[str] = []
@@ -117,13 +140,20 @@ class Session:
             with contextlib.closing(pieces):
                 for piece in pieces:
                     if isinstance(piece, Queued):
-                        self._status.show(_waiting(piece))
+                        # In the middle of an answer it would cover it.
+                        if not shown and not self._thoughts.open:
+                            self._status.show(_waiting(piece))
                         continue
                     self._status.clear()
+                    if isinstance(piece, Reasoning):
+                        self._thoughts.show(piece.text)
+                        continue
+                    self._thoughts.end("[answer]\n")
                     shown.append(piece)
                     print(_printable(piece), end="", flush=True)
         finally:
             self._status.clear()
+            self._thoughts.end()
             if shown:
                 print(flush=True)
                 self.messages = [*question, Message("assistant", "".join(shown))]

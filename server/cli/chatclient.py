@@ -32,6 +32,12 @@ class Message(Struct, frozen=True):
     content: str
 
 
+class Reasoning(Struct, frozen=True):
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
 class _Error(Struct):
     message: str = ""
     code: str | None = None
@@ -43,6 +49,7 @@ class _Refusal(Struct):
 
 class _Delta(Struct):
     content: str | None = None
+    reasoning_content: str | None = None
 
 
 class _Choice(Struct):
@@ -117,9 +124,11 @@ class ChatClient:
 
     def answer(
         self, messages: Sequence[Message], *, model: str, temperature: float | None
-    ) -> Generator[str | Queued, None, None]:
-        """Yield the pieces of one answer as they come, before them places in the queue.
+    ) -> Generator[str | Reasoning | Queued, None, None]:
+        """Yield the pieces of one answer as they come, first its reasoning, if there is any.
 
+        Places in the queue come before the first piece, and between pieces where it has to
+        wait again.
         Closing the iterator stops the answer.
         Raises `ChatFailed`, also when the stream ends without a terminal event.
         """
@@ -141,7 +150,7 @@ class ChatClient:
         except (msgspec.DecodeError, LineTooLong):
             raise ChatFailed(f"{self.url} sent an event that cannot be read") from None
 
-    def _pieces(self, response: httpx2.Response) -> Iterator[str | Queued]:
+    def _pieces(self, response: httpx2.Response) -> Iterator[str | Reasoning | Queued]:
         kind = response.headers.get("content-type", "").partition(";")[0].strip()
         if kind != EVENT_STREAM:
             raise ChatFailed(f"{self.url} answers with {kind or 'nothing'}, not {EVENT_STREAM}")
@@ -156,6 +165,8 @@ class ChatClient:
             if chunk.error is not None:
                 raise ChatFailed(f"the answer broke off: {chunk.error.message}")
             for choice in chunk.choices:
+                if choice.delta.reasoning_content:
+                    yield Reasoning(choice.delta.reasoning_content)
                 if choice.delta.content:
                     yield choice.delta.content
                 self.finish_reason = choice.finish_reason or self.finish_reason

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from models.errors import ModelError
 from models.resolve import resolve
-from server.settings import Settings, SettingsError, flag_of, load_settings, option_of
+from server.cli.errors import CommandError
+from server.environment import SettingsError, load_settings
+from server.settings import Settings, flag_of, option_of
 
 if TYPE_CHECKING:  # a command that reads a header needs no more than these say
     from inference.llamacpp.fit import Footprint
@@ -52,12 +54,15 @@ def add_fit(commands: Commands) -> argparse.ArgumentParser:
 
 
 def fit(arguments: argparse.Namespace) -> int:
-    """Print the table and the verdict. Raises `ModelError`."""
+    """Print the table and the verdict. Raises `ModelError`; `CommandError` for wrong options."""
     from inference.errors import ModelLoadError
     from server.cli.memory import case_of, verdict
 
     try:
         settings, memory = _read(arguments)
+    except (SettingsError, ValueError) as error:
+        raise CommandError(str(error)) from None
+    try:
         case = case_of(_config(settings, arguments.id), memory)
         taken, lines = case.footprint(), verdict(case)
     except (SettingsError, ValueError, ModelLoadError) as error:
@@ -72,15 +77,24 @@ def fit(arguments: argparse.Namespace) -> int:
 
 
 def _read(arguments: argparse.Namespace) -> tuple[Settings, Memory]:
-    from server.cli.memory import memory_of, parse_size
+    from server.cli.memory import memory_of
 
     flags = {name: getattr(arguments, name) for name in SETTINGS}
     if arguments.cache_type is not None:
         flags |= {"cache_type_k": arguments.cache_type, "cache_type_v": arguments.cache_type}
     settings = load_settings(flags=flags, file=arguments.config)
-    sizes = (arguments.memory, arguments.gpu_memory)
-    cpu, gpu = (None if size is None else parse_size(size) for size in sizes)
+    cpu = _asked("--memory", arguments.memory)
+    gpu = _asked("--gpu-memory", arguments.gpu_memory)
     return settings, memory_of(settings, cpu=cpu, gpu=gpu)
+
+
+def _asked(flag: str, size: str | None) -> int | None:
+    from server.cli.memory import parse_size
+
+    try:
+        return None if size is None else parse_size(size)
+    except ValueError as error:
+        raise CommandError(f"{flag}: {error}") from None
 
 
 def _config(settings: Settings, name: str) -> WorkerConfig:

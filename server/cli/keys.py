@@ -20,9 +20,9 @@ from models.places import default_places
 from server.access.client import ALL_SCOPES, KeyLimits, Scope
 from server.access.store import KeyRecord, KeyStore, default_store, state_of
 from server.cli.errors import CommandError
+from server.environment import SettingsError, load_settings
 from server.keyfile import KeyFileError
 from server.logs import escape
-from server.settings import SettingsError, load_settings
 
 DEFAULT_SCOPES = (Scope.GENERATE, Scope.READ)
 LIMITS = tuple(field.name for field in msgspec.structs.fields(KeyLimits))
@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument(
         "--scope",
         action="append",
-        choices=sorted(ALL_SCOPES),
+        choices=sorted(scope.value for scope in ALL_SCOPES),
         help="what it opens, may be repeated (generate and read)",
     )
     command.add_argument("--expires", metavar="AGE", help="such as 90d, 12h, 2w (never)")

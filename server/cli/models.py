@@ -35,7 +35,7 @@ _EPILOG = "exit codes: 0 all is well, 1 it is not, 2 wrong command line, 130 sto
 def add_parser(subparsers: Subparsers) -> None:
     """Add `models` and its commands to the parser of `headrace`."""
     parser = subparsers.add_parser(
-        "models", help="list, fetch, check and add model files", epilog=_EPILOG
+        "models", help="list, fetch, verify and add models, say what fits", epilog=_EPILOG
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from server.cli import COMMANDS, installed
 from server.cli.errors import CommandError
 from server.cli.options import CompactHelp, add_settings
-from server.settings import Settings, SettingsError, load_settings
+from server.environment import SettingsError, load_settings
+from server.settings import Settings
 
 if TYPE_CHECKING:  # `headrace serve --help` should not wait for these
     from server.auth import ApiKeys

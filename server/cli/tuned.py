@@ -28,7 +28,7 @@ FOR_WHOM: Mapping[str, str] = {"latency": " for one user", "throughput": " for m
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class ChosenWeights:
     """The verified file to load and its settings (0 threads: the engine chooses).
 
     `words` are for the banner: which weights these are, or that there are faster ones.
@@ -40,13 +40,13 @@ class Served:
     words: str | None
 
 
-def weights_for(settings: Settings, model: LocalModel) -> Served:
+def weights_for(settings: Settings, model: LocalModel) -> ChosenWeights:
     """What `settings.profile` says to serve. Raises `CommandError`.
 
     Threads and a batch size that somebody has set win over the profile's.
     """
     if settings.profile == "original":
-        return Served(
+        return ChosenWeights(
             path=model.path,
             threads=settings.threads,
             batch_tokens=settings.batch_tokens,
@@ -55,7 +55,7 @@ def weights_for(settings: Settings, model: LocalModel) -> Served:
     profile, path = use_profile(settings, model)
     candidate = profile.chosen(settings.profile)
     left_open = settings.batch_tokens == Settings().batch_tokens
-    return Served(
+    return ChosenWeights(
         path=path,
         threads=settings.threads or candidate.trial.threads,
         batch_tokens=candidate.trial.batch_tokens if left_open else settings.batch_tokens,

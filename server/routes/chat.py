@@ -63,7 +63,7 @@ def planned(
         max_tokens=max_tokens_of(given, param, fields.min_tokens or 0, limits),
         logprobs=logprobs,
         limits=limits,
-        names={"prompt": "messages", "max_tokens": param, "constraint": speech.name},
+        names={"prompt": "messages", "max_tokens": param, **speech.names},
         constraint=speech.constraint,
         thinking=asked.thought.thinking,
         parser=speech.parser,

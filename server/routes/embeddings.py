@@ -15,6 +15,7 @@ from server.answers import JsonAnswer
 from server.computation import Computation
 from server.served import Edge
 from server.streams.registry import ID_BYTES
+from server.tickets import estimate_tokens
 from server.wire.decoding import decode, read_json
 from server.wire.embeddings import (
     UNBUILT,
@@ -46,7 +47,12 @@ def answer(edge: Edge, request: Request, text: str) -> ASGIApp:
     id = f"embd-{secrets.token_hex(ID_BYTES)}"
     single = isinstance(fields.input, str) or isinstance(fields.input[0], int)
     computation = Computation(
-        edge, served, request, id=id, inputs=inputs, names={"input[0]": "input"} if single else {}
+        edge,
+        served,
+        request,
+        id=id,
+        prompt_tokens=sum(map(estimate_tokens, inputs)),
+        names={"input[0]": "input"} if single else {},
     )
     asked = EmbeddingRequest(
         id=id,

@@ -28,7 +28,7 @@ from server.streams.live import Live
 from server.streams.registry import ID_BYTES
 from server.tickets import Ticket, estimate_tokens
 from server.views import OpenAiView, summarized
-from server.waiting import in_time
+from server.waiting import first_load
 from server.wire import shapes
 from server.wire.common import (
     Envelope,
@@ -69,8 +69,9 @@ async def model_of(edge: Edge, request: Request, name: str) -> Served:
         return served  # the default one is on its way, or will never be there
 
     async def loaded() -> None:
-        with edge.admission.slot(), served.lease() as lease:
-            await in_time(lease, edge)
+        async with contextlib.aclosing(first_load(edge, served, request.state.client)) as waiting:
+            async for _ in waiting:
+                pass
 
     await watched(request.receive, loaded())
     return served

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from inference.leases import Condition
+from inference.conditions import Condition
 from inference.slots import Phase
 from server.answers import JsonAnswer, json_response
 from server.errors import ApiError
@@ -23,9 +23,10 @@ class ModelBody(Struct, frozen=True, kw_only=True):
     """A model, in OpenAI's fields, two of vLLM's and some of ours.
 
     `root` is the id behind an alias. `max_model_len` is how many tokens a sequence may
-    hold, null until the model was loaded once. `state` says whether it is loaded;
-    `reason` why it has failed. `memory_bytes` is what its engine is estimated to need,
-    null where that is not known yet.
+    hold, `embedding_length` how many numbers its vectors have (0: it makes none), `reranks`
+    whether it scores documents; null until the model was loaded once. `state` says whether
+    it is loaded; `reason` why it has failed. `memory_bytes` is what its engine is estimated
+    to need, null where that is not known yet.
     """
 
     id: str
@@ -34,6 +35,8 @@ class ModelBody(Struct, frozen=True, kw_only=True):
     root: str
     max_model_len: int | None
     owned_by: str = "headrace"
+    embedding_length: int | None
+    reranks: bool | None
     state: Phase
     reason: str = ""
     memory_bytes: int | None = None
@@ -103,11 +106,14 @@ def _shown(edge: Edge, name: str) -> ModelBody:
 
 
 def _body(served: Served, name: str, condition: Condition) -> ModelBody:
+    info = served.info if served.known else None
     return ModelBody(
         id=name,
         created=served.model.created,
         root=served.id,
-        max_model_len=served.info.context_length if served.known else None,
+        max_model_len=None if info is None else info.context_length,
+        embedding_length=None if info is None else info.embedding_length,
+        reranks=None if info is None else info.reranks,
         state=condition.phase,
         reason=condition.reason,
         memory_bytes=condition.weight_bytes,

@@ -15,6 +15,7 @@ from server.answers import JsonAnswer
 from server.computation import Computation
 from server.served import Edge
 from server.streams.registry import ID_BYTES
+from server.tickets import estimate_tokens
 from server.wire.decoding import decode, read_json
 from server.wire.embeddings import truncation_of
 from server.wire.rerank import UNBUILT, RerankBody, RerankFields, body_of, documents_of
@@ -37,9 +38,11 @@ def answer(edge: Edge, request: Request, text: str) -> ASGIApp:
     texts = documents_of(fields)
     truncate = truncation_of(fields.truncate_prompt_tokens)
     id = f"rank-{secrets.token_hex(ID_BYTES)}"
-    # Each document is read together with the query.
-    pairs = [TextPrompt(text=fields.query + each) for each in texts]
-    computation = Computation(edge, served, request, id=id, inputs=pairs, names={})
+    # Each document is read together with the query. To join them here would take memory for
+    # as many copies of the query as there are documents.
+    sizes = [estimate_tokens(TextPrompt(text=each)) for each in (fields.query, *texts)]
+    tokens = sizes[0] * len(texts) + sum(sizes[1:])
+    computation = Computation(edge, served, request, id=id, prompt_tokens=tokens, names={})
     asked = RerankRequest(
         id=id,
         query=fields.query,

@@ -170,7 +170,7 @@ class ResponseRoutes:
                 "prompt": "input",
                 "messages": "input",
                 "max_tokens": "max_output_tokens",
-                "constraint": speech.name,
+                **speech.names,
             },
             constraint=speech.constraint,
             thinking=asked.thought.thinking,

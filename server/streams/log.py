@@ -16,6 +16,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from server.streams.events import Entry, LogEvent, encode, state_after
+from server.streams.pressure import Pressure
 from server.streams.readers import AfterTheLog, EntriesGone, LiveReader
 from server.streams.store import PAGE_ENTRIES, Record, Write
 from server.streams.storing import CHANGES, LogLimits, Storing
@@ -41,7 +42,7 @@ class EventLog:
     Mutable, changed by the methods below and by nothing else: `record`, replaced when
     the state changes; `storing`; `known`, whether the store has confirmed the record;
     `stored` and `visible`, how many entries the store has and readers may see, which
-    only grow; the window of entries in memory; the readers. `on_readers`, called when
+    only grow; the window of entries in memory; the readers' pressure. `on_readers`, called when
     readers come or go or the log is LOST, is set once by the producer.
     """
 
@@ -65,10 +66,7 @@ class EventLog:
         self._history = history
         self._clock = clock
         self._window = Window()
-        self._readers: set[LiveReader] = set()
-        self._leading = 0
-        self._furthest = 0
-        self._holding = False
+        self._pressure = Pressure(limits, self._window)
         self._saved = record.state
         self._loop = asyncio.get_running_loop()
         self._waiting: list[asyncio.Future[None]] = []
@@ -93,7 +91,7 @@ class EventLog:
     @property
     def readers(self) -> int:
         """How many readers are attached."""
-        return len(self._readers)
+        return self._pressure.readers
 
     # The producer.
 
@@ -112,28 +110,8 @@ class EventLog:
         return entry
 
     def full(self) -> bool:
-        """Look whether the producer has to wait for `room`: from high water until low water.
-
-        While readers are attached, at most `high_entries` are ahead of the furthest of
-        them. While none is, a log that is stored goes on as fast as it can be stored,
-        and any other stays `high_entries` ahead of the furthest place ever read.
-        """
-        limits, end = self._limits, self._window.end
-        high_entries, high_bytes = limits.high_entries, limits.high_bytes
-        if self._readers:
-            at = self._leading
-        elif self.storing.wanted:
-            at = self.stored
-            if self.storing is Storing.BEHIND:
-                high_entries, high_bytes = limits.unstored_entries, limits.unstored_bytes
-        else:
-            at = self._furthest
-        count, size = end - at, self._window.bytes_from(at)
-        if self._holding:
-            self._holding = count > limits.low_entries or size > high_bytes // 2
-        else:
-            self._holding = count >= high_entries or size >= high_bytes
-        return self._holding
+        """Look whether the producer has to wait for `room`: see `Pressure.full`."""
+        return self._pressure.full(self.storing, stored=self.stored)
 
     async def room(self) -> None:
         """Wait until the log is not `full`."""
@@ -150,25 +128,19 @@ class EventLog:
 
     def attach(self, reader: LiveReader) -> None:
         """Count the reader: the producer waits for it."""
-        self._readers.add(reader)
-        self._furthest = max(self._furthest, min(reader.position, self.visible))
-        self._lead()
+        self._pressure.attach(reader)
         self._told()
 
     def detach(self, reader: LiveReader) -> None:
         """Count the reader no longer."""
-        self._readers.discard(reader)
-        self._lead()
+        self._pressure.detach(reader)
         self._told()
 
     def moved(self, reader: LiveReader) -> None:
         """The reader has taken an entry."""
-        position = reader.position
-        if position > self._leading and reader in self._readers:
-            self._leading = position
-        if position > self._furthest:
-            self._furthest = position
-        if self._holding and not self.full():
+        pressure = self._pressure
+        pressure.moved(reader)
+        if pressure.holding and not self.full():
             self._wake()
 
     def entry(self, number: int) -> Entry | None:
@@ -282,9 +254,9 @@ class EventLog:
     def _trim(self) -> None:
         """Let the oldest entries go, as far as readers and the store can do without."""
         while self._over():
-            if self.storing is Storing.BEHIND and self._readers and self._too_far_behind():
+            if self.storing is Storing.BEHIND and self.readers and self._too_far_behind():
                 self._store(Storing.LOST)
-            needed_from = self.stored if self.storing.wanted else self._furthest
+            needed_from = self.stored if self.storing.wanted else self._pressure.furthest
             if self._window.base >= needed_from:
                 return
             self._window.drop()
@@ -300,10 +272,6 @@ class EventLog:
         self._wake()
         if self.on_readers is not None:
             self.on_readers()
-
-    def _lead(self) -> None:
-        """Find the reader that is furthest, anew."""
-        self._leading = max((reader.position for reader in self._readers), default=0)
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import structlog
 
+from server.environment import data_dir_of
 from server.middleware import log_unexpected
-from server.settings import Settings, data_dir_of
+from server.settings import Settings
 from server.streams.events import Incomplete
 from server.streams.instance import Instance, take_place
 from server.streams.live import Storage, Terms

@@ -5,16 +5,25 @@ Follows OpenAI's reference (https://platform.openai.com/docs/api-reference/chat)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta
 
-from inference.requests import TOP_LOGPROBS_MAX, ChatMessage, ChatPrompt, Grammar
+from inference.requests import (
+    TOP_LOGPROBS_MAX,
+    ChatMessage,
+    ChatPrompt,
+    Grammar,
+    Tool,
+    constraint_chars,
+)
 from server.errors import invalid
 from server.wire.common import GenerationFields, Tokens
 from server.wire.constraints import Given, constraint_of
 from server.wire.messages import MessageList, messages_of
+from server.wire.schemas import SCHEMA_MAX_CHARS
 from server.wire.thinking import ThinkingFields, Thought, thought_of
 from server.wire.tools import ToolChoice, ToolList, ToolUse, tool_use_of, tools_of
 
@@ -65,7 +74,7 @@ def asked_together(
 ) -> Asked:
     """Put together what a request asks for. Raises `ApiError` 400 for what does not go."""
     if use is not None:
-        _check_together(fields, given)
+        _check_together(fields, use.shown, given)
     return Asked(
         prompt=ChatPrompt(
             messages=messages,
@@ -79,12 +88,23 @@ def asked_together(
     )
 
 
-def _check_together(fields: GenerationFields, given: Given | None) -> None:
+def _check_together(fields: GenerationFields, tools: Sequence[Tool], given: Given | None) -> None:
     """Raise `ApiError` 400 for what does not go together with calls."""
     if given is not None and isinstance(given.constraint, Grammar):
         raise invalid(f"`{given.name}` does not go together with `tools`.", given.name)
+    if given is not None:
+        _check_size(tools, given)
     if fields.stop:
         raise invalid("`stop` could cut a call, so it excludes `tools`.", "stop")
+
+
+def _check_size(tools: Sequence[Tool], given: Given) -> None:
+    size = constraint_chars(given.constraint) + sum(len(tool.parameters) for tool in tools)
+    if size > SCHEMA_MAX_CHARS:
+        raise invalid(
+            f"`tools` and `{given.name}` may have {SCHEMA_MAX_CHARS:,} characters together.",
+            given.name,
+        )
 
 
 def max_tokens_given(fields: ChatFields) -> tuple[int | None, str]:

@@ -20,7 +20,13 @@ from server.wire.constraints import ANY_OBJECT, ConstrainedFields, Given, check_
 from server.wire.decoding import Harmless, refuse_unbuilt_fields
 from server.wire.responses_body import InputItem
 from server.wire.responses_input import Input, messages_of
-from server.wire.responses_tools import FlatToolChoice, FlatToolList, choice_of, flat_tools_of
+from server.wire.responses_tools import (
+    PARAMETERS,
+    FlatToolChoice,
+    FlatToolList,
+    choice_of,
+    flat_tools_of,
+)
 from server.wire.schemas import schema_text
 from server.wire.thinking import Effort, ThinkingFields, Thought, thought_of
 from server.wire.tools import tool_use_of
@@ -154,7 +160,10 @@ def asked_of(
     Raises `ApiError` 400, naming the part.
     """
     use = tool_use_of(
-        flat_tools_of(fields.tools), choice_of(fields.tool_choice), fields.parallel_tool_calls
+        flat_tools_of(fields.tools),
+        choice_of(fields.tool_choice),
+        fields.parallel_tool_calls,
+        path=PARAMETERS,
     )
     given = _given(fields)
     if given is not None:

@@ -62,6 +62,7 @@ FlatToolList: TypeAlias = Annotated[list[FlatTool], Meta(max_length=TOOLS_MAX)]
 FlatToolChoice: TypeAlias = (
     Literal["none", "auto", "required"] | FlatNamedChoice | FlatAllowedChoice
 )
+PARAMETERS = "tools[{}].parameters"
 CHOICES = ("function", "allowed_tools")
 """The types of choices that are objects."""
 

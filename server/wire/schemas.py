@@ -9,6 +9,7 @@ import msgspec
 from server.errors import invalid
 
 SCHEMA_MAX_CHARS = 262_144
+"""What all that bounds an answer may have together: the schemas of its tools, its own form."""
 
 
 def schema_text(where: str, given: str | dict[str, Any]) -> str:
@@ -33,5 +34,5 @@ def schema_text(where: str, given: str | dict[str, Any]) -> str:
 def bounded(where: str, text: str) -> str:
     """The text, unless it is empty or too long: then it raises `ApiError` 400."""
     if not 1 <= len(text) <= SCHEMA_MAX_CHARS:
-        raise invalid(f"`{where}` may have 1 to {SCHEMA_MAX_CHARS} characters.", where)
+        raise invalid(f"`{where}` may have 1 to {SCHEMA_MAX_CHARS:,} characters.", where)
     return text

@@ -18,6 +18,7 @@ from server.wire.schemas import SCHEMA_MAX_CHARS, schema_text
 
 TOOLS_MAX = 128
 DESCRIPTION_MAX_CHARS = 16_384
+PARAMETERS = "tools[{}].function.parameters"
 NO_PARAMETERS = '{"type":"object","properties":{},"additionalProperties":false}'
 """What the arguments of a function are that names none: an object, and empty."""
 
@@ -92,10 +93,19 @@ ToolChoice: TypeAlias = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUse:
-    """The tools that the model is shown, and what of them it may call."""
+    """The tools that the model is shown, and what of them it may call.
+
+    `path` is what the request calls the parameters of one, with {} for its number.
+    """
 
     shown: tuple[Tool, ...]
     offer: Offer
+    path: str
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What the request calls the parameters of each tool that may be called."""
+        return tuple(self.path.format(self.shown.index(tool)) for tool in self.offer.tools)
 
 
 def check_function(kind: str, where: str) -> None:
@@ -139,7 +149,7 @@ def check_size(tools: Sequence[Tool]) -> None:
     """Raise `ApiError` 400 where all parameters together are too long."""
     if sum(len(tool.parameters) for tool in tools) > SCHEMA_MAX_CHARS:
         raise invalid(
-            f"The `parameters` of all tools may have {SCHEMA_MAX_CHARS} characters together.",
+            f"The `parameters` of all tools may have {SCHEMA_MAX_CHARS:,} characters together.",
             "tools",
         )
 
@@ -154,11 +164,16 @@ def parameters_of(where: str, given: dict[str, Any] | None) -> str:
 
 
 def tool_use_of(
-    tools: tuple[Tool, ...], choice: ToolChoice | None, parallel: bool | None
+    tools: tuple[Tool, ...],
+    choice: ToolChoice | None,
+    parallel: bool | None,
+    *,
+    path: str = PARAMETERS,
 ) -> ToolUse | None:
     """What the model may do with the tools; None where it can call none.
 
-    With the choice `none` it is not shown them either. Raises `ApiError` 400.
+    With the choice `none` it is not shown them either. `path` is that of `ToolUse`. Raises
+    `ApiError` 400.
     """
     if isinstance(choice, CustomChoice):
         raise unsupported("tool_choice.type")
@@ -183,7 +198,8 @@ def tool_use_of(
             required = fields.mode == "required"
     # A named function is called once: that is what was asked for.
     several = parallel is not False and not isinstance(choice, NamedChoice)
-    return ToolUse(shown=tools, offer=Offer(tools=allowed, required=required, parallel=several))
+    offer = Offer(tools=allowed, required=required, parallel=several)
+    return ToolUse(shown=tools, offer=offer, path=path)
 
 
 def _named(tools: Sequence[Tool], name: str, where: str) -> Tool:

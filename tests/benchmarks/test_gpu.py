@@ -17,7 +17,7 @@ from benchmarks.raw import SERVER_VARIABLE, Decode, Programs, parse_decode, pars
 from benchmarks.roofline import Footprint
 from benchmarks.session import Bandwidth
 from benchmarks.vocabulary import read_vocabulary
-from server.settings import load_settings
+from server.environment import load_settings
 from tests.benchmarks.made_models import SMALL, write_vocabulary
 from tests.benchmarks.samples import session
 

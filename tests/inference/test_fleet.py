@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextvars
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -54,6 +55,7 @@ class Yard:
         self.problems: dict[str, Exception] = {}
         self.opened: list[str] = []
         self.closed: list[str] = []
+        self.on_open: Callable[[], object] = lambda: None
         self.now = 0.0
 
     def loadable(self, id: str) -> Loadable:
@@ -64,6 +66,7 @@ class Yard:
 
         def open() -> Gated:
             self.opened.append(id)
+            self.on_open()
             return Gated(self.scripts.get(id, Script()), self, id)
 
         return Loadable(id=id, weigh=weigh, open=open)
@@ -258,6 +261,33 @@ async def test_an_idle_model_is_unloaded_by_the_clock() -> None:
             await lease.engine()
         yard.now = 1.0
         await reaches(fleet, "a", Phase.UNLOADED)
+
+
+async def test_a_load_belongs_to_no_request() -> None:
+    request_id = contextvars.ContextVar[str]("request_id", default="none")
+    yard, seen = Yard(), []
+    async with yard.fleet("a") as fleet:
+        yard.on_open = lambda: seen.append(request_id.get())
+        request_id.set("of the request that came first")
+        with fleet.lease("a") as lease:
+            await lease.engine()
+    assert seen == ["none"]
+
+
+async def test_preloading_says_what_failed_until_it_may_be_tried_again() -> None:
+    yard = Yard()
+    yard.scripts["a"] = Script(load_error="The file is broken.")
+    async with yard.fleet("a") as fleet:
+        fleet.preload("a")
+        await reaches(fleet, "a", Phase.FAILED)
+        with pytest.raises(ModelLoadError, match=r"The file is broken\."):
+            fleet.preload("a")
+        yard.now = 5.0
+        yard.scripts.clear()
+        fleet.preload("a")
+        fleet.preload("a")
+        await reaches(fleet, "a", Phase.LOADED)
+    assert yard.opened == ["a", "a"]
 
 
 async def test_closing_ends_all_waiting_and_all_engines() -> None:

@@ -201,6 +201,13 @@ def test_what_can_never_fit_is_refused_with_both_sizes() -> None:
     assert other.granted
 
 
+def test_where_only_the_default_model_has_room_that_is_said() -> None:
+    driver = Driver(PoolLimits(models=0, bytes=4 << 20), {"a": 1 << 20})
+    waiter = driver.use("a")
+    assert driver.refused == [waiter]
+    assert driver.pool.slots["a"].reason == "No model may be loaded beside the default one."
+
+
 def test_several_go_for_a_large_one_and_none_where_that_would_not_do() -> None:
     driver = Driver(PoolLimits(models=3, bytes=4), {"a": 1, "b": 2, "c": 4, "d": 1})
     a, b = driver.use("a"), driver.use("b")

@@ -53,6 +53,8 @@ def test_links_are_kept_since_a_hubs_cache_links_to_nameless_blobs(
     [
         ({"general.architecture": "llama"}, ("completion",)),
         ({"general.architecture": "bert", "bert.pooling_type": 1}, ("embeddings",)),
+        ({"general.architecture": "bert", "bert.pooling_type": 4}, ("rerank",)),
+        ({"general.architecture": "qwen3", "qwen3.pooling_type": 0}, ("completion",)),
     ],
 )
 def test_capabilities_follow_from_the_header(

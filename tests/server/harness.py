@@ -61,9 +61,7 @@ class WatchedEngine(ScriptedEngine):
 
     def revive(self) -> None:
         """Have a scripted death be over now."""
-        assert self._revival is not None
-        self._revival.cancel()
-        self._life.move(EngineState.READY)
+        self._faults.revive()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         self.requests.append(request)

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.events import Accepted, Delta, Event, Finished, FinishReason, Queued, Started, Usage
+from inference.events import (
+    Accepted,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Queued,
+    Restarted,
+    Started,
+    Usage,
+)
 from inference.requests import ChatMessage, ChatPrompt, TextPrompt, TokensPrompt, Tool
 from inference.status import EngineStats
 from server.access.client import ANYBODY, Client, KeyLimits
@@ -247,6 +257,24 @@ def test_late_first_tokens_make_admission_careful() -> None:
     refusal(desk, desk.ticket(tokens=0), "queue_ttft")
 
 
+@pytest.mark.parametrize(
+    "surprise",
+    [Queued(position=1, expected_seconds=9.0), Restarted(replayed_tokens=0, paused_seconds=9.0)],
+)
+def test_what_nobody_could_expect_teaches_nothing(surprise: Event) -> None:
+    desk = Desk(ttft=10.0)
+    desk.stats = EngineStats(
+        lanes_total=2, running=2, expected_first_seconds=6.0, place_seconds=1.0
+    )
+    for _ in range(20):
+        ticket = desk.ticket(tokens=0)
+        with ticket:
+            ticket.observe(0, surprise)
+            desk.now += 100.0
+            ticket.observe(0, Delta(text="x", tokens=(1,)))
+    assert desk.admission.backlog._late == 1.0
+
+
 def test_a_refusal_takes_nothing() -> None:
     desk, client = Desk(max_requests=1), limited(requests_per_minute=5, tokens_per_minute=50)
     with desk.ticket():
@@ -270,13 +298,17 @@ def test_idle_accounts_are_forgotten_and_used_ones_are_not() -> None:
 
 
 @given(
-    st.lists(st.sampled_from(["accepted", "queued", "started", "delta", "finished"]), max_size=30)
+    st.lists(
+        st.sampled_from(["accepted", "queued", "restarted", "started", "delta", "finished"]),
+        max_size=30,
+    )
 )
 def test_events_in_any_order_leave_nothing_behind(words: list[str]) -> None:
     desk = Desk()
     events: dict[str, Event] = {
         "accepted": Accepted(prompt_tokens=7),
         "queued": Queued(position=1, expected_seconds=0.0),
+        "restarted": Restarted(replayed_tokens=0, paused_seconds=1.0),
         "started": BEGIN,
         "delta": Delta(text="", tokens=(1, 2)),
         "finished": END,

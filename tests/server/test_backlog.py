@@ -26,6 +26,8 @@ from server.backlog import (
 STATS = EngineStats(lanes_total=2, prefill_token_seconds=0.01)
 BUSY = EngineStats(lanes_total=2, running=2, expected_first_seconds=3.0, place_seconds=0.5)
 """What an engine says whose lanes are taken."""
+IDLE = replace(STATS, place_seconds=0.5)
+"""What one says that has served, and serves nobody now."""
 
 CLIENTS = st.sampled_from(["a", "b", "c"])
 PRIORITIES = st.integers(-1, 1)
@@ -119,6 +121,15 @@ class Histories(RuleBasedStateMachine):
         for stage in (Stage.SENT, Stage.WAITING):
             tokens = sum(entry.tokens for entry in self.entries if entry.stage is stage)
             assert self.backlog._tokens[stage] == pytest.approx(tokens, abs=1e-6)
+
+    @invariant()
+    def whoever_comes_when_all_have_ended_waits_for_nobody(self) -> None:
+        if any(entry.stage is not Stage.ENDED for entry in self.entries):
+            return
+        assert not self.backlog._waiting
+        for stats in (STATS, IDLE):
+            wait = self.backlog.queue_seconds("a", priority=-9, stats=stats, now=self.now)
+            assert wait == 0.0
 
     @invariant()
     def the_estimate_is_sane(self) -> None:

@@ -22,6 +22,7 @@ from server.access.scopes import need_of
 from server.app import Models, ServedModel
 from server.settings import Settings
 from tests.server.harness import Running, WatchedEngine, frames, run, serving, until
+from tests.server.websocket.talking import talking
 
 SLOW = Script(rules=(Rule(match="slow", token_seconds=0.01),))
 CHAT = "/v1/chat/completions"
@@ -101,7 +102,9 @@ def test_a_model_is_loaded_by_its_first_request() -> None:
                 "a": "unloaded",
                 "b": "unloaded",
             }
-            assert (await client.get("/v1/models/a")).json()["max_model_len"] is None
+            unknown = (await client.get("/v1/models/a")).json()
+            for name in ("max_model_len", "embedding_length", "reranks"):
+                assert unknown[name] is None, name
             answer = await client.post(CHAT, json=body("a"))
             assert answer.status_code == 200
             assert answer.json()["model"] == "a"
@@ -247,13 +250,32 @@ def test_the_first_stream_of_a_model_is_kept_waiting_with_comments(
                     assert answer.status_code == 200
                     async for line in answer.aiter_lines():
                         lines.append(line)
-                        gate.set()
+                        if not gate.is_set():
+                            (shown,) = (await client.get("/v1/queue")).json()["data"]
+                            assert (shown["status"], shown["position"]) == ("waiting", 1)
+                            gate.set()
                 assert lines[0].startswith(": queued position=1")
                 assert lines[-2] == "data: [DONE]"
                 failed = any("model_load_failed" in line for line in lines)
                 assert failed is (model == "b")
             assert running.sample("stream_outcomes_total", outcome="error") == 1.0
             assert running.edge.admission.in_flight == 0
+
+    run(scenario())
+
+
+def test_a_first_request_stands_in_the_queue_until_its_model_is_there() -> None:
+    async def scenario() -> None:
+        shelf = Shelf(a=Script())
+        gate = shelf.gates["a"] = asyncio.Event()
+        async with serving_all(shelf) as (running, client):
+            asked = asyncio.create_task(client.post(CHAT, json=body("a")))
+            await reaches(running, "a", Phase.LOADING)
+            (shown,) = (await client.get("/v1/queue")).json()["data"]
+            assert shown["id"].startswith("load-")
+            gate.set()
+            assert (await asked).status_code == 200
+            assert (await client.get("/v1/queue")).json()["data"] == []
 
     run(scenario())
 
@@ -276,6 +298,30 @@ def test_what_is_wrong_with_a_first_request_is_told_in_the_stream_that_has_begun
             assert any('"param":"max_tokens"' in line for line in lines)
             quick = await client.post(CHAT, json=body("b") | wrong)
             assert quick.status_code == 400
+
+    run(scenario())
+
+
+def test_a_websocket_is_told_that_a_model_is_being_loaded_or_why_it_cannot_be() -> None:
+    async def scenario() -> None:
+        shelf = Shelf(a=Script(), b=Script())
+        shelf.gates["a"] = asyncio.Event()
+        shelf.problems["b"] = "The file is broken."
+        async with serving_all(shelf) as (running, _), talking(running) as talk:
+            for model, phase, code in (
+                ("a", Phase.LOADING, "model_loading"),
+                ("b", Phase.FAILED, "model_load_failed"),
+            ):
+                await talk.create("1", model=model)
+                assert (await talk.refused())["error"]["code"] == "model_loading"
+                await reaches(running, model, phase)
+                await talk.create("2", model=model)
+                refused = await talk.refused()
+                assert refused["error"]["code"] == code
+                assert refused["retry_after_seconds"] > 0
+            shelf.gates["a"].set()
+            await reaches(running, "a", Phase.LOADED)
+            await talk.created("3", "hello", model="a")
 
     run(scenario())
 

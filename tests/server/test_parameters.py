@@ -137,12 +137,16 @@ BASES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What the page says of a parameter: what it does, and which values are let through."""
+    """What the page says of a parameter: what it does, which values are let through.
+
+    `instead` is what it says to use in its place, or nothing.
+    """
 
     path: str
     name: str
     here: str
     let_through: tuple[Any, ...]
+    instead: str
 
 
 def rows(heading: str, path: str) -> Iterator[Row]:
@@ -151,7 +155,13 @@ def rows(heading: str, path: str) -> Iterator[Row]:
         name, here, what = (cell.strip() for cell in line.strip("|").split("|"))
         only = what.split(";")[0]
         if {"chat": CHAT, "completions": TEXT}.get(only, path) == path:
-            yield Row(path=path, name=name.strip("`"), here=here, let_through=tuple(values(what)))
+            yield Row(
+                path=path,
+                name=name.strip("`"),
+                here=here,
+                let_through=tuple(values(what)),
+                instead="".join(re.findall(r"use `\w+`", what)),
+            )
 
 
 def values(text: str) -> Iterator[Any]:
@@ -227,6 +237,7 @@ def test_each_parameter_does_what_the_page_says(client: httpx2.Client, row: Row)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (400, "unsupported_parameter")
     assert error["param"] == row.name
+    assert row.instead.capitalize() in error["message"]
     for value in (*row.let_through, None):
         passed = client.post(row.path, json={**base, row.name: value})
         assert passed.status_code == 200, passed.text

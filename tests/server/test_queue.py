@@ -116,7 +116,7 @@ def test_a_request_stands_where_its_next_sequence_stands() -> None:
     position, seconds = shown.place(shown.since)
     assert position == 7
     assert seconds is not None
-    assert 2.0 <= seconds < 3.0
+    assert seconds >= 2.0  # it was told after that moment
     shown.observe(1, Started(cached_tokens=0, queue_seconds=0.0))
     assert shown.place(shown.since)[0] == 8
     assert shown.prompt_tokens == 12

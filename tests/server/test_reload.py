@@ -8,8 +8,9 @@ from pathlib import Path
 
 from server.admission import Admission
 from server.auth import ApiKeys
+from server.environment import load_settings
 from server.reload import Reload
-from server.settings import Settings, load_settings
+from server.settings import Settings
 from tests.server.harness import captured_log, client_of
 
 BEFORE = Settings(max_requests=5)

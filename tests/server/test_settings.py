@@ -3,17 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import (
-    GROUPS,
-    TYPES,
-    Settings,
-    SettingsError,
-    data_dir_of,
-    flag_of,
-    load_settings,
-    option_of,
-    variable_of,
-)
+from server.environment import SettingsError, data_dir_of, load_settings
+from server.settings import GROUPS, TYPES, Settings, flag_of, option_of, variable_of
 
 
 def test_defaults_are_within_their_own_ranges() -> None:

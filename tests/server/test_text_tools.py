@@ -66,6 +66,8 @@ def test_models_are_listed_under_all_their_names() -> None:
                 "owned_by": "headrace",
                 "root": "mill/7b",
                 "max_model_len": 8192,
+                "embedding_length": 0,
+                "reranks": False,
                 "state": "loaded",
                 "reason": "",
                 "memory_bytes": None,

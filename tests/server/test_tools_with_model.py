@@ -115,29 +115,41 @@ def test_a_format_is_kept(default_model_path: Path) -> None:
 
 
 STRANGE = {"type": "object", "properties": {"a": {"type": "strange"}}}
-UNUSABLE: dict[str, dict[str, Any]] = {
-    "guided_regex": {"guided_regex": "("},
-    "grammar": {"grammar": "root ::= ("},
-    "response_format.json_schema.schema": {
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "a", "schema": STRANGE},
-        }
-    },
-    "tools": {
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": STRANGE}}],
-    },
+FORMAT = {
+    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": STRANGE}}
 }
+BROKEN: dict[str, Any] = {"type": "function", "function": {"name": "broken", "parameters": STRANGE}}
+UNUSABLE: list[tuple[str, dict[str, Any]]] = [
+    ("guided_regex", {"guided_regex": "("}),
+    ("grammar", {"grammar": "root ::= ("}),
+    ("guided_grammar[1]", {"guided_grammar": f"start: %json {{}} %json {json.dumps(STRANGE)}"}),
+    ("response_format.json_schema.schema", FORMAT),
+    ("response_format.json_schema.schema", {**FORMAT, "tools": TOOLS}),
+    ("tools[2].function.parameters", {"tools": [*TOOLS, BROKEN]}),
+    (
+        "tools[2].function.parameters",
+        {
+            "tools": [*TOOLS, BROKEN],
+            "tool_choice": {"type": "function", "function": {"name": "broken"}},
+        },
+    ),
+]
 
 
 def test_what_cannot_be_compiled_is_named(default_model_path: Path) -> None:
     async def scenario() -> None:
         async with served(default_model_path) as server:
-            for param, fields in UNUSABLE.items():
+            for param, fields in UNUSABLE:
                 body = {"model": "default", "messages": [QUESTION], **fields}
                 answer = await server.client.post(CHAT, json=body)
                 assert answer.status_code == 400, answer.text
                 error = answer.json()["error"]
-                assert error["param"].startswith(param), error
+                assert error["param"] == param, error
+                if "strange" in str(fields):
+                    assert error["message"].startswith("At #/properties/a/type: "), error
+            flat = {"type": "function", **BROKEN["function"]}
+            body = {"model": "default", "input": "Hello", "tools": [flat], "store": False}
+            answer = await server.client.post("/v1/responses", json=body)
+            assert answer.json()["error"]["param"] == "tools[0].parameters", answer.text
 
     run(scenario())

@@ -28,7 +28,7 @@ from inference.llamacpp.constraints.limits import (
 )
 from inference.llamacpp.constraints.vocabulary import tokenizer_of, vocabulary_of
 from inference.llamacpp.messages import encoder
-from inference.requests import Choice, Constraint, Grammar, JsonSchema, Regex
+from inference.requests import Constraint, constraint_chars
 
 CLOSE_SECONDS = 5.0
 
@@ -165,7 +165,7 @@ class Compiler:
         At once where it is known; else later, on the compiler's thread, if it is still
         `wanted` when its turn comes. The queue has no bounds for who is `patient`.
         """
-        if (size := _chars(constraint)) > CONSTRAINT_MAX_CHARS:
+        if (size := constraint_chars(constraint)) > CONSTRAINT_MAX_CHARS:
             text = f"The constraint has {size} characters; at most {CONSTRAINT_MAX_CHARS} may be."
             then(InvalidRequest(text, param=PARAM))
             return
@@ -273,11 +273,3 @@ class Compiler:
 
 def _bytes(known: Compiled | InvalidRequest | None) -> int:
     return known.memory_bytes if isinstance(known, Compiled) else 0
-
-
-def _chars(constraint: Constraint) -> int:
-    match constraint:
-        case JsonSchema(schema=text) | Regex(pattern=text) | Grammar(text=text):
-            return len(text)
-        case Choice(options=options):
-            return sum(map(len, options))

@@ -15,12 +15,16 @@ _MASK_LIMITS = ("too big", "too large", "too many", "limit", "max is", "fuel", "
 
 
 class Unusable(Exception):
-    """A constraint cannot be used; `place` says where in a schema, if that is known."""
+    """A constraint cannot be used; `place` says where in a schema, if that is known.
 
-    def __init__(self, reason: str, *, place: str = "") -> None:
+    `schema` is the number of that schema in a grammar, counted from 0.
+    """
+
+    def __init__(self, reason: str, *, place: str = "", schema: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.place = place
+        self.schema = schema
 
     @property
     def sentence(self) -> str:

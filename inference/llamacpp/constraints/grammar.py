@@ -1,7 +1,7 @@
 """From a constraint to the text that llguidance compiles. Pure.
 
 Inside a Lark grammar, `%json {...}` is a schema like any other: it is prepared in the same
-way, and errors in it say the number of the block and the place in it.
+way, and errors in it say the number of the block, counted from 0, and the place in it.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def schema_blocks(text: str) -> list[Document]:
 
 def _lark(text: str) -> Iterator[str]:
     blocks = list(_blocks(text))
-    for number, (_, _, document) in enumerate(blocks, 1):
+    for number, (_, _, document) in enumerate(blocks):
         try:
             check(document)
         except Unusable as error:
-            raise Unusable(error.reason, place=numbered(number, error.place)) from None
+            raise Unusable(error.reason, place=error.place, schema=number) from None
     opened = [prepared(document) for _, _, document in blocks]
     narrow = [closed(document) for document in opened]
     yield LLMatcher.grammar_from_lark(_with(text, blocks, opened))
@@ -92,25 +92,22 @@ def _lark(text: str) -> Iterator[str]:
         yield LLMatcher.grammar_from_lark(_with(text, blocks, best))
 
 
-def numbered(number: int, place: str) -> str:
-    """A place in the schema of that number in a grammar, counted from 1."""
-    return f"{place} of schema {number}"
-
-
 def _blocks(text: str) -> Iterator[tuple[int, int, Document]]:
     """Where each schema begins and ends, and the schema."""
     decoder = json.JSONDecoder()
-    start = 0
+    start = number = 0
     while (found := _LARK.search(text, start)) is not None:
         start = found.end()
         if not found.group().startswith("%json"):
             continue
         try:
             _, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            raise Unusable("A schema in the grammar is not JSON.") from None
+        except RecursionError:
+            raise Unusable("The schema is nested too deeply.", schema=number) from None
+        except ValueError:
+            raise Unusable("The schema is not JSON.", schema=number) from None
         yield start, end, parse(text[start:end])
-        start = end
+        start, number = end, number + 1
 
 
 def _with(text: str, blocks: list[tuple[int, int, Document]], documents: list[Document]) -> str:

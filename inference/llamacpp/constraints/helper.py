@@ -33,11 +33,15 @@ GRACE_SECONDS = 5.0
 """It ends itself; if it has not so long after its limits, it is ended."""
 
 
-class TimeLimit(enum.IntEnum):
-    """The status of a process that one of its timers has ended."""
+class Ended(enum.IntEnum):
+    """The status of a process that one of its timers has ended, or somebody else.
+
+    The kernel kills what it has no memory for; our own limit of memory looks otherwise.
+    """
 
     PROCESSOR = -signal.SIGPROF
     CLOCK = -signal.SIGALRM
+    KILLED = -signal.SIGKILL
 
 
 class Helper:
@@ -56,8 +60,11 @@ class Helper:
         """Whether `constraint` can be compiled and followed within the limits.
 
         Raises `InvalidRequest` when it cannot, `EngineOverloaded` when that took too long for
-        others' sake, and `EngineError` when there is no process to ask.
+        others' sake, and `EngineError` when there is no process to ask. The `param` is
+        `constraint`, or `constraint[1]` where the second schema in a grammar is to blame.
         """
+        if self._process is not None and self._process.poll() is not None:
+            self.end()  # while it was idle: no constraint's fault
         line = self._line or self._start()
         reason = UNCLEAR
         try:
@@ -71,7 +78,8 @@ class Helper:
         if isinstance(answer, Passed):
             return answer
         if isinstance(answer, Refused):
-            raise InvalidRequest(answer.reason, param=PARAM)
+            part = "" if answer.schema is None else f"[{answer.schema}]"
+            raise InvalidRequest(answer.reason, param=PARAM + part)
         status = self.end()
         if reason != UNCLEAR:
             raise InvalidRequest(reason, param=PARAM)
@@ -126,10 +134,12 @@ class Helper:
 def _ending(status: int | None) -> EngineError:
     """What the end of the process says of the constraint that it tried."""
     match status:
-        case TimeLimit.PROCESSOR:
+        case Ended.PROCESSOR:
             text = f"The constraint takes longer than {COMPILE_CPU_SECONDS:g} seconds to compile."
             return InvalidRequest(text, param=PARAM)
-        case TimeLimit.CLOCK:
+        case Ended.CLOCK:
             return EngineOverloaded("The machine is too busy to compile this constraint.")
+        case Ended.KILLED:
+            return EngineOverloaded("The process that compiles constraints was killed.")
         case _:  # want of memory, a fault
             return InvalidRequest("The constraint is too large or too complex.", param=PARAM)

@@ -9,7 +9,10 @@ from __future__ import annotations
 from llguidance import LLParserLimits
 
 CONSTRAINT_MAX_CHARS = 512 * 1024
-"""The longest schema, pattern, grammar or list of options, all in all."""
+"""The longest schema, pattern, grammar or list of options, all in all.
+
+Twice what the server takes in a request, for the grammar that a dialect makes of it.
+"""
 COMPILE_CPU_SECONDS = 2.0
 """The most processor time that one may take in the process that tries it out."""
 COMPILE_WALL_SECONDS = 15.0

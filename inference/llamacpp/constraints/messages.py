@@ -50,9 +50,13 @@ class Failing(Message, frozen=True, kw_only=True):
 
 
 class Refused(Message, frozen=True, kw_only=True):
-    """It cannot be used: a sentence for whoever wrote it."""
+    """It cannot be used: a sentence for whoever wrote it.
+
+    `schema` is the number of the schema in a grammar that is to blame, counted from 0.
+    """
 
     reason: str
+    schema: int | None = None
 
 
 ToTrial: TypeAlias = Vocabulary | Trial

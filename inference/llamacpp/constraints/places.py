@@ -22,6 +22,7 @@ from inference.llamacpp.constraints.schema import (
 )
 
 ROOT = "/$defs/root"
+DEFINITIONS = frozenset({"$defs", "definitions"})
 
 
 def place_of(
@@ -73,7 +74,7 @@ def _below(document: Document, pointer: Pointer) -> Iterator[tuple[Pointer, Any]
     """The schemas inside the one at `pointer`, and the one it refers to."""
     node = find(document, pointer)
     for step, inner in subschemas(node):
-        if not pointer and step[0] in ("$defs", "definitions"):
+        if not pointer and step[0] in DEFINITIONS:
             continue  # they matter where they are used
         yield (*pointer, *step), inner
     if isinstance(node, dict):
@@ -88,8 +89,8 @@ def _keyword(
     problem: Callable[[Document], str | None],
     patience: Callable[[], bool],
 ) -> str | None:
-    """The keyword of `node` without which it compiles."""
-    for keyword in node.keys() - ANNOTATIONS:
+    """The first keyword of `node` without which it compiles."""
+    for keyword in (each for each in node if each not in ANNOTATIONS):
         if not patience():
             return None
         less = {key: value for key, value in node.items() if key != keyword}
@@ -117,7 +118,9 @@ def _alone(document: Document, node: Any, known: Container[Pointer]) -> Document
             return part
         reference = part.get("$ref")
         if target(document, reference) in known:
-            return {}
+            # What is defined there may be referred to from elsewhere.
+            part = {key: part[key] for key in DEFINITIONS & part.keys()}
+            reference = None
         copy = {key: moved(inner) for key, inner in part.items() if key != "$id"}
         if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
             copy["$ref"] = f"#{ROOT}{reference[1:]}"

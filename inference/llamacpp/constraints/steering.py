@@ -2,7 +2,7 @@
 
 `Generation` has at most one `Steering`. Whoever bounds the same sequence in two ways
 builds one from the other: the budget of the reasoning holds the constraint that takes
-over behind the end mark. `Intake._steering` is where they are put together.
+over behind the end mark. `Intake.steer` is where they are put together.
 
 For each row of logits that is sampled, in the order of the tokens, drafts included:
 

@@ -27,7 +27,7 @@ from typing import Any
 from llguidance import LLMatcher, LLTokenizer
 
 from inference.llamacpp.constraints.errors import NOTHING, UNCLEAR, Unusable, readable
-from inference.llamacpp.constraints.grammar import grammars, json_grammar, numbered, schema_blocks
+from inference.llamacpp.constraints.grammar import grammars, json_grammar, schema_blocks
 from inference.llamacpp.constraints.limits import (
     COMPILE_CPU_SECONDS,
     COMPILE_WALL_SECONDS,
@@ -106,7 +106,7 @@ class Tests:
                 return Refused(reason=UNCLEAR)
             self._rehearse(kept)
         except Unusable as error:
-            return Refused(reason=error.sentence)
+            return Failing(reason=NOTHING) if error.reason == NOTHING else _refused(error)
         held = max(0, _memory_bytes() - before)
         if held > GRAMMAR_MAX_BYTES:
             return Refused(reason="The constraint takes too much memory.")
@@ -121,14 +121,14 @@ class Tests:
                     error = self._placed(parse(text), failing.reason)
                 case Grammar(syntax="lark", text=text):
                     error = self._in_block(schema_blocks(text), failing.reason)
-        return Refused(reason=error.sentence)
+        return _refused(error)
 
     def _in_block(self, blocks: Sequence[Document], reason: str) -> Unusable:
         """The schema of a grammar that does not compile, and the place in it."""
-        for number, document in enumerate(blocks, 1):
+        for number, document in enumerate(blocks):
             if (own := self._problem(document)) is not None:
                 found = self._placed(document, readable(own))
-                return Unusable(found.reason, place=numbered(number, found.place))
+                return Unusable(found.reason, place=found.place, schema=number)
         return Unusable(reason)
 
     def _placed(self, document: Document, reason: str) -> Unusable:
@@ -140,7 +140,10 @@ class Tests:
 
     def _problem(self, document: Document) -> str | None:
         matcher = self._matcher(json_grammar(prepared(document)))
-        return matcher.get_error() if matcher.is_error() else None
+        satisfiable = not matcher.is_error() and any(matcher.compute_bitmask())
+        if matcher.is_error():
+            return matcher.get_error()
+        return None if satisfiable else NOTHING
 
     def _matcher(self, grammar: str) -> LLMatcher:
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=parser_limits())
@@ -165,6 +168,10 @@ class Tests:
                 raise Unusable(readable(matcher.get_error()))
         if (time.thread_time() - began) / max(1, masks) > MASK_MEAN_SECONDS:
             raise Unusable("The constraint takes too long to check for each token.")
+
+
+def _refused(error: Unusable) -> Refused:
+    return Refused(reason=error.sentence, schema=error.schema)
 
 
 def tokenizer_of(vocabulary: Vocabulary) -> LLTokenizer:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from inference.llamacpp.dimensions import dimensions
 from inference.llamacpp.threads import physical_cores
 from inference.llamacpp.tuning.errors import TuningError
 from inference.llamacpp.tuning.formats import QUICK, USUAL, estimated_bytes, without_source
@@ -102,6 +103,8 @@ class Original:
             raise TuningError(str(error)) from error
         if _parts(header) > 1:
             raise TuningError(f"{path.name} is one of several parts; only whole files are tuned")
+        if dimensions(header).encodes:
+            raise TuningError(f"{id} makes no text; only models that generate are tuned")
         return cls(
             id=id,
             path=path,

@@ -170,6 +170,10 @@ class TestEachDialect:
         for other in (Choice(options=("yes/no", "no")), Regex(pattern="yes/no?")):
             assert accepts("yes/no", dialect, special, other)
             assert not accepts("maybe", dialect, special, other)
+        slashes = Regex(pattern=r"a/b\/c[/]\\")
+        assert accepts("a/b/c/\\", dialect, special, slashes)
+        umlauts = Choice(options=('"ä"\n', "\t"))
+        assert accepts('"ä"\n', dialect, special, umlauts)
         with pytest.raises(InvalidRequest, match="cannot be used with tools"):
             constraint(dialect, special, Grammar(syntax="lark", text='start: "a"'))
 
@@ -234,4 +238,4 @@ def test_parameters_that_are_no_schema_of_an_object(parameters: str) -> None:
     for dialect in DIALECTS:
         with pytest.raises(InvalidRequest) as caught:
             dialect_of(dialect).constraint(Offer(tools=tools))
-        assert caught.value.param == "tools[1].function.parameters"
+        assert caught.value.param == "constraint[1]"

@@ -64,6 +64,16 @@ async def test_an_adapter_for_another_model_is_refused(
             await answer(config(default_model_path, AdapterFile(path=str(path))))
 
 
+@pytest.mark.model
+@pytest.mark.anyio
+async def test_adapters_for_embeddings_are_refused_and_not_ignored(
+    embedding_model_path: Path, tmp_path: Path
+) -> None:
+    path = str(write_adapter(tmp_path / "a.gguf"))
+    with pytest.raises(ModelLoadError, match="makes embeddings"):
+        await answer(config(embedding_model_path, AdapterFile(path=path)))
+
+
 def test_what_computes_a_cache_is_named_by_weights_adapters_and_scales(tmp_path: Path) -> None:
     model, adapter = tmp_path / "m", tmp_path / "a"
     model.write_bytes(b"weights")

@@ -85,6 +85,10 @@ async def test_inputs_are_checked_and_named(embedding_model_path: Path) -> None:
         assert caught.value.param == "input[1]"
         cut = await running.embed(request(long, long, truncate=0))
         assert cut.tokens == (512, 512)
+        endless = "Mühle " * 10_000
+        with pytest.raises(ContextLengthExceeded, match=r"`input\[0\]` has 60000 characters"):
+            await running.embed(request(endless))
+        assert (await running.embed(request(endless, truncate=0))).tokens == (512,)
         short = await running.embed(request(long, truncate=5))
         same = await running.embed(request("mill mill mill"))
         assert rows(short) @ rows(same).T == pytest.approx(1.0, abs=1e-5)

@@ -46,6 +46,12 @@ def test_weights_are_the_tensors_of_the_file(
     assert part(taken, "weights")[0] == pytest.approx(size, rel=0.002)
 
 
+def test_settings_that_contradict_each_other_are_refused(eight: Headers) -> None:
+    wrong = config(cache_type_v="q8_0", flash_attention="off")
+    with pytest.raises(ModelLoadError, match="cache_type_v q8_0 needs flash attention"):
+        footprint(wrong, eight, gpu=False, features=())
+
+
 @pytest.mark.parametrize(
     ("fields", "mib"),
     [

@@ -90,6 +90,18 @@ def test_where_one_change_is_not_enough_two_are_offered(tmp_path: Path) -> None:
     assert followed(case, first).fits()
 
 
+def test_nothing_is_offered_that_does_not_go_together(tmp_path: Path) -> None:
+    small = headers(tmp_path, "llama-8b", "Q4_K_M")
+    fields = {"lanes": 1, "flash_attention": "off"}
+    least = config(**fields, host_memory_bytes=0, context=2048, cache_tokens=2048)
+    taken = Case(config=least, headers=small, memory=Memory(cpu=0)).footprint()
+    memory = Memory(cpu=taken.cpu_bytes)
+    case = Case(config=config(**fields), headers=small, memory=memory)
+    first, *_ = remedies(case)
+    assert first == "kv_host_memory 0 and context 2048"
+    assert followed(case, first).fits()
+
+
 def test_sometimes_nothing_does(tmp_path: Path) -> None:
     seventy = headers(tmp_path, "llama-70b", "Q4_K_M")
     assert remedies(Case(config=config(), headers=seventy, memory=Memory(cpu=24 * GB))) == ()

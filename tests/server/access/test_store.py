@@ -78,6 +78,14 @@ def test_what_others_may_write_is_not_believed(store: KeyStore, what: str) -> No
         create(store)
 
 
+def test_no_first_key_is_made_where_others_may_write(store: KeyStore) -> None:
+    store.path.parent.mkdir()
+    store.path.parent.chmod(0o777)
+    with pytest.raises(KeyFileError, match="chmod go-w"):
+        create(store)
+    assert list(store.path.parent.iterdir()) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_what_root_writes_belongs_to_the_directorys_owner(store: KeyStore) -> None:
     store.path.parent.mkdir()

@@ -32,7 +32,8 @@ def test_the_banner_says_what_runs_where() -> None:
     text = banner(INFO, version="0.1.0", url=URL, loopback=True, api_key_file=None)
     words = (
         *("smollm2-135m-instruct", "Q4_1", "unified", "16 lanes", "8192", "16384"),
-        *("2 threads", "CPU", URL, "135M", "98.4 MB of weights", "loopback only", "--api-key-file"),
+        *("2 threads", "CPU", URL, "135M", "98.4 MB of weights"),
+        *("loopback only", "keys create NAME"),
     )
     assert [word for word in words if word not in text] == []
     assert text.splitlines()[-1].startswith("curl -N ")

@@ -1,17 +1,20 @@
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from server.cli.chat import _printable
+from inference.events import Queued
+from server.cli.chat import Session, _printable
 from server.cli.chatclient import ChatClient, ChatFailed, Message, read_key
 from server.cli.errors import CommandError
 from tests.server.cli.processes import HEADRACE, Serving, environment, serving, terminal
 
 SCRIPT = """
 context_length = 400
+thinking = ["<think>", "</think>"]
 
 [[rules]]
 match = "river"
@@ -34,6 +37,15 @@ fault = { kind = "hang", after_tokens = 7 }
 [[rules]]
 match = "evil"
 reply = "a\\u001b[2Jb\\u202ec"
+
+[[rules]]
+match = "think"
+reply = "<think>\\nFar\\u001b[2J away.\\n</think>\\n\\nOslo."
+
+[[rules]]
+match = "ponder"
+reply = "<think>\\nOn and on and on"
+fault = { kind = "hang", after_tokens = 12 }
 
 [[rules]]
 match = "refuse"
@@ -151,6 +163,40 @@ def test_the_place_in_the_queue_is_shown_until_the_answer_comes(
         assert screen.end() == 0
     done = piped("--url", server.url, home=tmp_path, text="wait")
     assert (done.returncode, done.stdout, done.stderr) == (0, "Done.\n", "")
+
+
+def test_an_answer_that_has_to_wait_again_is_not_covered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Waiting(ChatClient):
+        def answer(self, *_: object, **__: object) -> Generator[str | Queued, None, None]:
+            yield Queued(position=1, expected_seconds=2.0)
+            yield "one "
+            yield Queued(position=2, expected_seconds=3.0)
+            yield "two"
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with Waiting("http://127.0.0.1:1", key=None) as client:
+        Session(client, "default", None, None).ask("go")
+    place = "waiting, 1st in line, about 2 s"
+    assert capsys.readouterr().out == f"\r{place}\r{' ' * len(place)}\rone two\n"
+
+
+def test_reasoning_is_shown_and_not_remembered(server: Serving, tmp_path: Path) -> None:
+    with terminal("chat", "--url", server.url, home=tmp_path) as screen:
+        screen.expect("> ")
+        screen.type("think first")
+        screen.expect("[thinking]\nFar[2J away.\n[answer]\nOslo.\n> ")
+        screen.type("/history")
+        assert screen.expect("> ").endswith("user: think first\nassistant: Oslo.\n")
+        screen.type("ponder")
+        screen.expect("[thinking]\nOn")
+        screen.press("c")
+        screen.expect("\n[stopped]\n> ")
+        screen.press("d")
+        assert screen.end() == 0
+    done = piped("--url", server.url, home=tmp_path, text="think")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Oslo.\n", "")
 
 
 def test_a_model_cannot_drive_the_terminal(server: Serving, tmp_path: Path) -> None:

@@ -94,7 +94,9 @@ def test_what_a_user_can_mend_is_one_line(
 
 def test_a_scope_that_is_none_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", "create", "a", "--scope", "all"]) == 2
-    assert "generate" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "generate" in said
+    assert "<" not in said
 
 
 def test_the_store_is_where_the_setting_says(

@@ -15,7 +15,8 @@ from server.cli import ondemand
 from server.cli.engines import models_of
 from server.cli.errors import CommandError
 from server.cli.ondemand import Room, others_of, room_of
-from server.settings import Settings, load_settings
+from server.environment import load_settings
+from server.settings import Settings
 from tests.models.gguf_files import gguf_bytes
 
 ROOM = Room(gpu=False, bytes=1 << 40)

@@ -16,7 +16,8 @@ from server.cli.machine import Gpu, Machine, Processor
 from server.cli.tuned import key_of, machine_words, weights_for
 from server.cli.tuneplot import COLOURS, plot
 from server.cli.tunereport import choices, table
-from server.settings import Settings, SettingsError, load_settings
+from server.environment import SettingsError, load_settings
+from server.settings import Settings
 from tests.inference.llamacpp.tuning.figures import FAST, SERVER, candidate, profile
 from tests.models.gguf_files import gguf_bytes
 

@@ -194,6 +194,26 @@ def test_no_upgrade_while_an_answer_is_written() -> None:
     run(scenario())
 
 
+def test_no_upgrade_before_an_answer_is_taken() -> None:
+    """Else what is written to it would have neither backpressure nor a deadline."""
+
+    def answered(running: Running) -> float | None:
+        return running.sample("http_responses_total", route="/openapi.json", status="200")
+
+    async def scenario() -> None:
+        async with serving(settings=narrow()) as running, connected(running, buffer=2048) as raw:
+            raw.writer.write(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n")
+            await until(lambda: answered(running) == 1)
+            raw.writer.write(HEAD + b"\r\n")
+            got = await raw.reader.read()
+            assert got.count(b"HTTP/1.1 200 ") == 1
+            assert b"101 Switching" not in got
+            assert b"HTTP/1.1 400 " in got
+            assert b"A request is still being answered." in got
+
+    run(scenario())
+
+
 def test_a_peer_that_answers_no_ping_is_let_go() -> None:
     settings = Settings(websocket_ping_seconds=0.05, websocket_pong_seconds=0.05)
 

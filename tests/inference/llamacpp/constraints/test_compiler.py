@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
 from llguidance import LLMatcher
 
-from inference.errors import EngineError, InvalidRequest
+from inference.errors import EngineError, EngineOverloaded, InvalidRequest
 from inference.llamacpp.constraints.compiler import Cache, Compiled, Order, Queue
 from inference.llamacpp.constraints.helper import Helper
 from inference.llamacpp.constraints.trial import tokenizer_of
+from inference.llamacpp.messages import Message
 from inference.requests import Regex
 from tests.inference.llamacpp.constraints.letters import VOCABULARY, schema
 
@@ -67,9 +69,34 @@ def test_what_takes_too_long_ends_the_process_that_tries_and_the_next_goes_on() 
         with pytest.raises(EngineError, match="to compile"):
             helper.try_out(endless)
         assert helper.try_out(schema({"type": "boolean"})).grammar
+    finally:
+        helper.end()
+
+
+def test_a_process_that_was_killed_is_no_constraints_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    helper = Helper(VOCABULARY)
+    try:
+        assert helper.try_out(schema({"type": "integer"})).grammar
         helper.kill()
-        with pytest.raises(InvalidRequest):
-            helper.try_out(schema({"type": "null"}))
+        assert helper._process is not None
+        helper._process.wait()
+        assert helper.try_out(schema({"type": "null"})).grammar
+        process, line = helper._process, helper._line
+        assert process is not None
+        assert line is not None
+        sent = line.send
+
+        def send_and_kill(message: Message) -> None:
+            process.send_signal(signal.SIGSTOP)
+            sent(message)
+            helper.kill()
+
+        monkeypatch.setattr(line, "send", send_and_kill)
+        with pytest.raises(EngineOverloaded):
+            helper.try_out(schema({"type": "string"}))
+        assert helper.try_out(schema({"type": "string"})).grammar
     finally:
         helper.end()
 

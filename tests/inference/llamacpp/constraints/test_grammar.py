@@ -44,9 +44,11 @@ def test_a_place_in_a_grammar_names_the_schema() -> None:
     text = 'start: a b\na: %json {}\nb: %json {"type": "object", "minProperties": 1}'
     with pytest.raises(Unusable) as refused:
         list(grammars(lark(text)))
-    assert refused.value.place == "#/minProperties of schema 2"
-    with pytest.raises(Unusable):
-        list(grammars(lark("start: %json {nothing}")))
+    assert (refused.value.place, refused.value.schema) == ("#/minProperties", 1)
+    for wrong, words in [("{nothing}", "not JSON"), ('{"a":' * 50_000, "nested too deeply")]:
+        with pytest.raises(Unusable, match=words) as refused:
+            list(grammars(lark(f"start: %json {{}} %json {wrong}")))
+        assert refused.value.schema == 1
 
 
 def test_gbnf_that_cannot_be_read_is_refused() -> None:

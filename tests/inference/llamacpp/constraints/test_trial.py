@@ -22,12 +22,16 @@ TOKENIZER = tokenizer_of(VOCABULARY)
 TRIALS = Trials(TOKENIZER)
 
 
-def refusal(constraint: Constraint) -> str:
+def refused(constraint: Constraint) -> Refused:
     answer = TRIALS.run(constraint)
     if isinstance(answer, Failing):
         answer = TRIALS.explained(constraint, answer)
     assert isinstance(answer, Refused), answer
-    return answer.reason
+    return answer
+
+
+def refusal(constraint: Constraint) -> str:
+    return refused(constraint).reason
 
 
 def guide(constraint: Constraint) -> Guide:
@@ -91,10 +95,26 @@ def test_the_place_is_found_behind_references_and_inside_recursion() -> None:
     assert refusal(schema({"$defs": {"n": node}, "$ref": "#/$defs/n"})).startswith(
         "At #/$defs/n/properties/v/format: "
     )
-    reason = refusal(
+    second = refused(
         Grammar(syntax="lark", text=f"start: %json {{}} %json {json.dumps({'items': bad})}")
     )
-    assert reason.startswith("At #/items/format of schema 2: ")
+    assert second.reason.startswith("At #/items/format: ")
+    assert second.schema == 1
+
+
+def test_definitions_are_there_though_the_whole_refers_to_what_fails() -> None:
+    either = {"oneOf": [{"$ref": "#/$defs/b"}, {"type": "array", "items": {"$ref": "#/$defs/b"}}]}
+    union = {"anyOf": [{"type": "string"}, {"type": "array"}]}
+    reason = refusal(schema({"$defs": {"a": either, "b": union}, "$ref": "#/$defs/a"}))
+    assert reason.startswith("At #/$defs/a/oneOf: ")
+    assert "exclude each other" in reason
+
+
+def test_the_place_is_found_where_no_text_can_be_one() -> None:
+    loop = {"$defs": {"x": {"$ref": "#/$defs/x"}}, "properties": {"a": {"$ref": "#/$defs/x"}}}
+    reason = refusal(schema({"type": "object", "required": ["a"], **loop}))
+    assert reason == "At #/$defs/x/$ref: No text can satisfy the constraint."
+    assert refusal(schema({"$ref": "#"})) == "At #/$ref: No text can satisfy the constraint."
 
 
 @pytest.mark.parametrize(

@@ -68,11 +68,18 @@ def test_the_header_is_read(tmp_path: Path) -> None:
     assert original.size == path.stat().st_size
 
 
-@pytest.mark.parametrize("content", [b"no model", gguf_bytes({**CHAT_MODEL, "split.count": 3})])
-def test_what_is_no_whole_model_is_refused(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no model", "GGUF"),
+        (gguf_bytes({**CHAT_MODEL, "split.count": 3}), "one of several parts"),
+        (gguf_bytes({**CHAT_MODEL, "llama.pooling_type": 1}), "m makes no text"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
-    with pytest.raises(TuningError):
+    with pytest.raises(TuningError, match=reason):
         Original.read("m", path)
 
 
