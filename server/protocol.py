@@ -88,10 +88,12 @@ class HttpProtocol(BoundedWrites, HttpToolsProtocol):
             self._refuse(self.register.crowded())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End, whoever ended it."""
+        """End, whoever ended it, and free at once what was read."""
         self.register.closed(self)
         self._stop_timer()
         super().connection_lost(exc)
+        # The parser holds this object and half a head; the collector would be late.
+        self.parser = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, in pieces that keep the limit of the head exact."""
@@ -111,10 +113,14 @@ class HttpProtocol(BoundedWrites, HttpToolsProtocol):
         self._part = Part.HEAD
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; those beyond the limit are not even kept."""
+        if len(self.headers) >= self._settings.max_headers:
+            self._give_up(head_too_large(f"over {self._settings.max_headers} headers long"))
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """A request begins to run, or to wait for the one before it."""
-        if len(self.headers) > self._settings.max_headers:
-            self._give_up(head_too_large(f"over {self._settings.max_headers} headers long"))
         if len(self.pipeline) >= PIPELINED_MAX:
             self._give_up(ApiError(400, "invalid_http", "Too many requests were sent at once."))
         self._part = Part.BODY
@@ -164,7 +170,9 @@ class HttpProtocol(BoundedWrites, HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser could not read, or was not let to."""
         broken = ApiError(400, "invalid_http", "This is not a valid HTTP request.")
-        self._refuse(self._refusal or broken)
+        # Kept, it would keep what was read: its traceback knows this object's frames.
+        refusal, self._refusal = self._refusal, None
+        self._refuse(refusal or broken)
 
     # Ours
 

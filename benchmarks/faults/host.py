@@ -107,9 +107,10 @@ class Host:
             seen = ", ".join(f"{name} is {found.get(name)} not {wanted[name]}" for name in wanted)
             raise FaultError(f"{seen}, after {seconds:g} s") from None
 
-    async def idle(self) -> dict[str, float]:
-        """Wait until nothing runs, waits or is parked."""
+    async def idle(self, seconds: float = 30.0) -> dict[str, float]:
+        """Wait until nothing runs, waits or is parked. Raises `FaultError`."""
         return await self.reaches(
+            seconds,
             num_requests_running=0,
             num_requests_waiting=0,
             num_requests_parked=0,

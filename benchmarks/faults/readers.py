@@ -32,6 +32,7 @@ LEAK_BYTES = 24 << 20
 PHASES = ("connected", "half a head", "half a body", "waiting", "first token", "mid-stream", "end")
 TOGETHER = 4
 WARM_UP = 24
+RUN_ON_SECONDS = 180.0
 
 
 async def slow_reader(setting: Setting) -> Finding:
@@ -138,7 +139,8 @@ async def vanishing_readers(setting: Setting) -> Finding:
 
 async def settled(host: Host) -> dict[str, float]:
     """What the server holds once nothing runs: descriptors, tasks, memory in bytes."""
-    await host.idle()
+    # Stored streams run to their end, whoever has gone.
+    await host.idle(RUN_ON_SECONDS)
     figures = await host.reaches(30, connections=1)
     memory, files = host.footprint()
     return {"files": files, "tasks": figures["tasks"], "memory": memory}
