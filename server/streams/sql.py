@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -73,9 +72,10 @@ class SqlStore:
     async def close(self) -> None:
         """As `StreamStore.close`; cancelled, it leaves the threads to end by themselves."""
         try:
-            await asyncio.gather(
-                self._reader.run(self._reading.dispose), self._writer.run(self._writing.dispose)
-            )
+            # One by one: of two SQLite connections that close at once neither is the last,
+            # which is the one to take the write-ahead log away.
+            await self._reader.run(self._reading.dispose)
+            await self._writer.run(self._writing.dispose)
         finally:
             self._reader.close()
             self._writer.close()
