@@ -15,13 +15,12 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.embeddings_run import CHATS, REPETITIONS, SENTENCES, Plan, Round, measure
-from benchmarks.layout import Table, markdown_table
 from benchmarks.machine import describe_machine, describe_model
 from benchmarks.modelfiles import model_file
 from benchmarks.options import Commands, cores, positive
 from benchmarks.running import complete
 from benchmarks.stats import Spread
-from benchmarks.wishes import Finding, at_most, findings_table, verdict
+from benchmarks.wishes import Finding, at_most, findings_report
 
 COST_WISH = at_most(1.15)
 
@@ -93,14 +92,13 @@ def render(results: Results) -> str:
         "threads": str(results.threads),
     }
     caption = f"embeddings beside chats: median of {len(results.rounds)} rounds"
-    parts = [
-        "# Embeddings beside chats",
-        markdown_table(findings_table(found, caption)),
-        verdict(found),
-        METHOD.format(tokens=results.tokens),
-        markdown_table(Table(caption="machine", head=("", ""), rows=tuple(facts.items()))),
-    ]
-    return "\n\n".join(parts) + "\n"
+    return findings_report(
+        "Embeddings beside chats",
+        caption,
+        found,
+        method=METHOD.format(tokens=results.tokens),
+        facts=facts,
+    )
 
 
 def add_command(commands: Commands) -> None:

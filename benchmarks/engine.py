@@ -16,7 +16,7 @@ import msgspec
 
 from benchmarks.cache import PeerCache, llama_cpp_python_version
 from benchmarks.engine_run import DecodeRun, EngineSetting, run_decode, run_prefill
-from benchmarks.layout import Table, markdown_table, number
+from benchmarks.layout import number
 from benchmarks.machine import describe_machine, describe_model
 from benchmarks.modelfiles import model_file
 from benchmarks.options import Commands, cores, numbers, positive
@@ -24,7 +24,7 @@ from benchmarks.peers import BUILD_REMEDY, PeerError
 from benchmarks.raw import GENERATED_TOKENS, PREFILL_TOKENS, PROMPT_TOKENS, Decode, Programs
 from benchmarks.running import complete
 from benchmarks.stats import Spread
-from benchmarks.wishes import Bound, Finding, at_least, at_most, findings_table, verdict
+from benchmarks.wishes import Bound, Finding, at_least, at_most, findings_report
 
 BATCHES = (1, 8, 16, 32)
 DECODE_WISH = at_least(0.95)
@@ -189,14 +189,13 @@ def render(results: Results) -> str:
     found = findings(results.rounds)
     facts = {**results.machine, **results.model, "threads": str(results.threads)}
     caption = f"headrace's engine over llama.cpp's programs: median of {len(results.rounds)} rounds"
-    parts = [
-        "# The engine beside llama.cpp's own programs",
-        markdown_table(findings_table(found, caption)),
-        verdict(found),
-        METHOD.format(layout=results.layout),
-        markdown_table(Table(caption="machine", head=("", ""), rows=tuple(facts.items()))),
-    ]
-    return "\n\n".join(parts) + "\n"
+    return findings_report(
+        "The engine beside llama.cpp's own programs",
+        caption,
+        found,
+        method=METHOD.format(layout=results.layout),
+        facts=facts,
+    )
 
 
 def add_command(commands: Commands) -> None:

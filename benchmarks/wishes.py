@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.layout import Table, number
+from benchmarks.layout import Table, markdown_table, number
 from benchmarks.stats import Spread
 
 
@@ -80,6 +80,25 @@ def _row(finding: Finding) -> tuple[str, ...]:
         {True: "yes", False: "**no**", None: "–"}[met],
         f"{finding.ours} over {finding.theirs}" if finding.ours else "",
     )
+
+
+def findings_report(
+    title: str,
+    caption: str,
+    findings: Sequence[Finding],
+    *,
+    method: str,
+    facts: Mapping[str, str],
+) -> str:
+    """A whole report as Markdown: findings, verdict, how it was measured, on which machine."""
+    parts = [
+        f"# {title}",
+        markdown_table(findings_table(findings, caption)),
+        verdict(findings),
+        method,
+        markdown_table(Table(caption="machine", head=("", ""), rows=tuple(facts.items()))),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def verdict(findings: Sequence[Finding]) -> str:

@@ -41,6 +41,16 @@ def mark(text: str, special: Mapping[str, int]) -> str:
     return f"<[{special[text]}]>" if text in special else quoted(text)
 
 
+def behind_text(text: str, special: Mapping[str, int]) -> tuple[str, list[str]]:
+    """Free text that ends with a mark, and the rules that it needs.
+
+    A special token cannot be part of the text, so it ends it by itself.
+    """
+    if text in special:
+        return f"TEXT {mark(text, special)}", []
+    return "head", [f"head[lazy]: TEXT {mark(text, special)}"]
+
+
 def argument_rules(offer: Offer) -> list[str]:
     """The rules `args_0`, `args_1` ...: the arguments of each tool.
 

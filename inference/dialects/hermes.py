@@ -23,6 +23,7 @@ from inference.dialects.grammar import (
     LINES,
     answer_of,
     argument_rules,
+    behind_text,
     choices,
     grammar,
     mark,
@@ -73,14 +74,8 @@ def block_grammar(
     if offer.required:
         return grammar(f"start: {first} body {more}", *rules)
     other = answer_of(answer)
-    if not other.free:
-        begin = first
-    elif START in special:
-        begin = f"TEXT {start}"
-    else:
-        begin = "head"
-        rules.append(f"head[lazy]: TEXT {start}")
-    return grammar(f"start: {other.rule} | {begin} body {more}", *rules, *other.needs)
+    begin, needs = behind_text(START, special) if other.free else (first, [])
+    return grammar(f"start: {other.rule} | {begin} body {more}", *rules, *needs, *other.needs)
 
 
 BEFORE: Final = '{"name": "{}", "arguments": '

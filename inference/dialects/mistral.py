@@ -27,6 +27,7 @@ from inference.dialects.grammar import (
     LINES,
     answer_of,
     argument_rules,
+    behind_text,
     choices,
     grammar,
     mark,
@@ -79,14 +80,8 @@ class Mistral(Dialect):
                 return grammar(f"start: LINES {start} {calls}", LINES, *rules)
             return grammar(f"start: {start} {calls}", *rules)
         other = answer_of(answer)
-        if not other.free:
-            begin = start
-        elif START in tokens:
-            begin = f"TEXT {start}"
-        else:
-            begin = "head"
-            rules.append(f"head[lazy]: TEXT {start}")
-        return grammar(f"start: {other.rule} | {begin} {calls}", *rules, *other.needs)
+        begin, needs = behind_text(START, tokens) if other.free else (start, [])
+        return grammar(f"start: {other.rule} | {begin} {calls}", *rules, *needs, *other.needs)
 
 
 def _named_rules(offer: Offer, special: Mapping[str, int]) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -251,7 +253,11 @@ class Compiler:
             return self._compiled(order.constraint)
         except EngineError as error:
             return error
-        except Exception:
+        except Exception as error:
+            # This thread serves everybody: what nobody foresaw may cost this request alone.
+            # Where it happened is told, not its text, which may quote the request.
+            print(f"compiling a constraint: {type(error).__name__}", file=sys.stderr)
+            traceback.print_tb(error.__traceback__)
             return EngineError("The engine could not compile this constraint.")
 
     def _compiled(self, constraint: Constraint) -> Compiled:
