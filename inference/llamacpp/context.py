@@ -33,6 +33,8 @@ from inference.llamacpp.lanes import (
 from inference.llamacpp.numbers import PLAIN, Numbers
 
 WARM_UP_TOKENS = 16
+READY_BYTES = 128 << 20
+"""Of the memory for saved lanes, and of their staging buffer, that is touched beforehand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,9 @@ class Context:
         self.host = HostMemory(host_bytes)
         self.disk: DiskTier | None = None  # set once, before anything is decoded
         self.bytes_per_token = self._measure()
+        each_lane = self.cells // lane_ids * self.bytes_per_token
+        self._ready_staging = min(each_lane, READY_BYTES) if host_bytes or not unified else 0
+        self._ready_ahead = min(self.cells * self.bytes_per_token, READY_BYTES)
 
     def _lane_column(self, batch_tokens: int) -> NDArray[np.int32]:
         """View the one lane id of every batch token as a single column.
@@ -164,6 +169,14 @@ class Context:
                 self.disk.begin(op)
             case _:
                 assert_never(op)
+
+    def make_ready(self) -> bool:
+        """Prepare a little of the memory that lanes will be saved in; False when enough is.
+
+        To be called while there is nothing to decode: what it does takes less than a
+        millisecond, and makes the first lanes that are saved as fast as the later ones.
+        """
+        return self.host.make_ready(ahead=self._ready_ahead, staging=self._ready_staging)
 
     def _load(self, state: Bytes, lane: int, tokens: int) -> None:
         """Put `state` into `lane`, an empty lane, and cut it after `tokens`."""

@@ -119,8 +119,8 @@ class Scheduler:
 
     @property
     def prefill_token_seconds(self) -> float:
-        """What a prompt token costs; 0 while that is unknown."""
-        return self._time.prefill_seconds
+        """What a prompt token costs; 0 while that is not well known."""
+        return self._time.told_prefill_seconds
 
     def count(self, phase: Phase) -> int:
         """How many sequences are in `phase`."""

@@ -109,6 +109,8 @@ class StepLoop:
         """Everything in the inbox; with `block`, at least one command, or a late file."""
         commands: list[Command] = []
         if block:
+            while self.inbox.empty() and self._context.make_ready():
+                pass
             disk = self._context.disk
             patience = None if disk is None else disk.patience(time.monotonic())
             with suppress(queue.Empty):

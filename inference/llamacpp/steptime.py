@@ -18,6 +18,8 @@ KEPT = 0.9  # of the older measurements' weight in a fit, with each new one
 TELLING = 1e-3
 # Slow steps may drive a price up so far that it is never paid, nor measured, again.
 FORGOTTEN_STEPS = 500  # without drafts, after which their price is tried anew
+# The first steps of a process are slow, and short prompts pay for a whole pass over the weights.
+TELLING_TOKENS = 256
 
 
 class StepTime:
@@ -26,6 +28,7 @@ class StepTime:
     def __init__(self) -> None:
         self._decode: dict[int, float] = {}  # decoding sequences -> seconds
         self._prefill = Fit()  # of tokens and of tokens looked back at
+        self._prefilled = 0  # tokens that this was learned from
         self._drafts: dict[int, Fit] = {}  # decoding sequences -> of steps with drafts and drafts
         self._undrafted: dict[int, int] = {}  # decoding sequences -> steps since
 
@@ -56,6 +59,7 @@ class StepTime:
         alone = self.decode_seconds(decoding)
         if seconds > alone:
             self._prefill.learn(prefill, attended, seconds - alone)
+            self._prefilled += prefill
         else:
             # It says nothing about the price, but decoding cannot cost more than all of
             # it. Without steps of decoding alone this is how that is ever found out.
@@ -65,6 +69,11 @@ class StepTime:
     def prefill_seconds(self) -> float:
         """Expected price of one prefill token, at the usual depth; 0 while unknown."""
         return self._prefill.usual
+
+    @property
+    def told_prefill_seconds(self) -> float:
+        """That price for those who refuse somebody because of it; 0 until it is well known."""
+        return self.prefill_seconds if self._prefilled >= TELLING_TOKENS else 0.0
 
     def decode_seconds(self, decoding: int) -> float:
         """Expected cost of `decoding` sequences alone: the nearest count seen; 0 if none."""

@@ -76,3 +76,43 @@ def test_no_memory_at_all_is_allowed() -> None:
     assert memory.blocks == 0
     with pytest.raises(MemoryError):
         memory.put(1, some_bytes(1, 1))
+
+
+def resident(memory: HostMemory) -> int:
+    """Free blocks that were touched before."""
+    return memory.ready_bytes // BLOCK_BYTES
+
+
+def test_memory_is_made_ready_a_block_at_a_time_and_no_more_than_is_asked_for() -> None:
+    memory = HostMemory(6 * BLOCK_BYTES)
+    rounds = 0
+    while memory.make_ready(ahead=2 * BLOCK_BYTES, staging=BLOCK_BYTES + 1):
+        rounds += 1
+    assert rounds == 4  # two of the staging buffer, the second of one byte, and two free blocks
+    assert resident(memory) == 2
+
+
+def test_what_was_used_stays_ready_and_new_blocks_follow() -> None:
+    memory = HostMemory(6 * BLOCK_BYTES)
+    while memory.make_ready(ahead=2 * BLOCK_BYTES, staging=0):
+        pass
+    memory.put(1, some_bytes(3 * BLOCK_BYTES, 1))
+    assert resident(memory) == 0
+    while memory.make_ready(ahead=2 * BLOCK_BYTES, staging=0):
+        pass
+    assert resident(memory) == 2
+    memory.drop(1)
+    assert resident(memory) == 5
+    assert not memory.make_ready(ahead=2 * BLOCK_BYTES, staging=0)
+    while memory.make_ready(ahead=9 * BLOCK_BYTES, staging=0):
+        pass
+    assert resident(memory) == 6
+
+
+def test_getting_ready_touches_nothing_that_is_kept() -> None:
+    memory = HostMemory(4 * BLOCK_BYTES)
+    data = some_bytes(2 * BLOCK_BYTES, 1)
+    memory.put(1, data)
+    while memory.make_ready(ahead=4 * BLOCK_BYTES, staging=3 * BLOCK_BYTES):
+        pass
+    assert np.array_equal(memory.get(1), data)

@@ -32,7 +32,7 @@ def priced(token_seconds: float, *, decode_seconds: float = 0.0) -> StepTime:
     """As learned from a step without decoding sequences and one of eight."""
     time = StepTime()
     time.learn(decoding=8, prefill=0, seconds=decode_seconds)
-    time.learn(decoding=0, prefill=100, seconds=100 * token_seconds)
+    time.learn(decoding=0, prefill=300, seconds=300 * token_seconds)
     return time
 
 
@@ -90,6 +90,16 @@ def test_only_whole_prompts_join_the_first_where_a_batch_is_computed_in_parts() 
 
     assert sizes(prefill()) == {"0": 50, "1": 50}
     assert sizes(prefill(in_parts=True)) == {"0": 50, "2": 10}
+
+
+@pytest.mark.parametrize(
+    ("missing", "budget", "size"),
+    [(190, 129, 126), (200, 129, 129), (129, 129, 129), (150, 129, 86), (127, 100, 100)],
+)
+def test_no_tail_is_left_that_would_not_fill_a_tile(missing: int, budget: int, size: int) -> None:
+    """Where both chunks can fill one: the last of these is too short for that."""
+    [(_, taken)] = prefill().chunks(prompts(missing), budget)
+    assert taken == size
 
 
 @given(

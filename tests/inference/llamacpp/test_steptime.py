@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.steptime import StepTime
+from inference.llamacpp.steptime import TELLING_TOKENS, StepTime
 
 
 def test_before_any_prefill_was_measured_the_first_chunk_is_used() -> None:
@@ -77,3 +77,12 @@ def test_a_hiccup_is_forgotten_also_while_every_step_has_prefill() -> None:
         time.learn(decoding=4, prefill=8, seconds=0.06)
     assert time.decode_seconds(4) < 0.07
     assert time.prefill_tokens(decoding=4, target_seconds=0.2, first=1) > 8
+
+
+def test_a_price_is_told_when_it_was_learned_from_enough_tokens() -> None:
+    time = StepTime()
+    time.learn(decoding=0, prefill=TELLING_TOKENS - 1, seconds=1.0)
+    assert time.prefill_seconds > 0.0
+    assert time.told_prefill_seconds == 0.0
+    time.learn(decoding=0, prefill=1, seconds=0.1)
+    assert time.told_prefill_seconds == time.prefill_seconds
