@@ -65,7 +65,7 @@ class Prefill:
         """How many of at most `budget` tokens each gets, one after the other."""
         chunks: list[tuple[Sequence, int]] = []
         for sequence in turns:
-            size = _without_tail(sequence.missing, min(sequence.missing, budget))
+            size = min(sequence.missing, budget)
             if size == 0 or (chunks and size < sequence.missing and self._in_parts):
                 continue
             budget -= size
@@ -88,14 +88,3 @@ class Prefill:
         apart = 1 if self._in_parts and decoding else 0  # computed with the decodes
         tiles, rest = divmod(tokens - apart, ATTENTION_ROWS)
         return tokens - rest if tiles > 0 and rest < ATTENTION_ROWS // 4 else tokens
-
-
-def _without_tail(missing: int, size: int) -> int:
-    """`size` of `missing` tokens, or a few less where the last would not fill a tile.
-
-    Attention on fewer tokens than that is computed by other kernels, which take longer
-    for all of them than the tiles take for two chunks that are of about one length.
-    """
-    left = missing - size
-    fewer = missing - ATTENTION_ROWS
-    return fewer if 0 < left < ATTENTION_ROWS <= fewer else size

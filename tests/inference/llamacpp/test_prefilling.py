@@ -92,16 +92,6 @@ def test_only_whole_prompts_join_the_first_where_a_batch_is_computed_in_parts() 
     assert sizes(prefill(in_parts=True)) == {"0": 50, "2": 10}
 
 
-@pytest.mark.parametrize(
-    ("missing", "budget", "size"),
-    [(190, 129, 126), (200, 129, 129), (129, 129, 129), (150, 129, 86), (127, 100, 100)],
-)
-def test_no_tail_is_left_that_would_not_fill_a_tile(missing: int, budget: int, size: int) -> None:
-    """Where both chunks can fill one: the last of these is too short for that."""
-    [(_, taken)] = prefill().chunks(prompts(missing), budget)
-    assert taken == size
-
-
 @given(
     missing=st.lists(st.integers(1, 200), min_size=1, max_size=6),
     budget=st.integers(0, 300),
