@@ -23,7 +23,7 @@ from benchmarks.peers import PeerError
 from benchmarks.residency import Residency, measure, token_bytes
 from benchmarks.shapes import SHAPES
 from inference.errors import ModelLoadError
-from inference.llamacpp.fit import estimate
+from inference.llamacpp.fitting.fit import estimate
 from inference.llamacpp.messages import WorkerConfig
 from inference.llamacpp.rope import header, trained
 

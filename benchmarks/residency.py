@@ -16,7 +16,7 @@ from benchmarks.peers import PeerError
 from inference.errors import EngineError
 from inference.llamacpp.cachetypes import FORMATS
 from inference.llamacpp.client import LlamaCppEngine
-from inference.llamacpp.dimensions import dimensions
+from inference.llamacpp.fitting.dimensions import dimensions
 from inference.llamacpp.messages import WorkerConfig
 from inference.llamacpp.rope import header
 from inference.requests import EmbeddingRequest, GenerationRequest, SamplingParams, TokensPrompt

@@ -11,7 +11,7 @@ its queue, or at what answers took so far divided by the lanes.
 A prompt's tokens are estimated from its bytes until the engine has counted them, which
 for digits or Chinese is far too few. So the ratio of both is learned.
 
-The queue is in the engine's fair shares (`inference.llamacpp.fairshare`): of another
+The queue is in the engine's fair shares (`inference.llamacpp.scheduling.fairshare`): of another
 client's queue only as many are in front as the client has waiting itself, and one. So a
 client that floods the queue is refused, and the others are not.
 

@@ -64,7 +64,10 @@ class SequenceMeter:
         self._metrics.generation_tokens.inc(len(event.tokens))
         if event.tokens:
             if self._last is not None:
-                self._metrics.itl.observe(now - self._last)
+                # Tokens that come together came one after the other since the last.
+                gap = (now - self._last) / len(event.tokens)
+                for _ in event.tokens:
+                    self._metrics.itl.observe(gap)
             self._last = now
         if self._first is None and (event.text or event.reasoning or event.calls):
             self._first = now

@@ -1,12 +1,12 @@
 """What is measured at the edge, under the names that dashboards already query.
 
 Definitions. *TTFT*: from the request's arrival, before its body is read, to the first
-delta that carries text. *ITL*: every gap between two deltas of a sequence, observed
-once however many tokens the later one carries. *TPOT*: (end to end − TTFT) / (tokens −
-1). *End to end*: from arrival to the last event. *Queue*: from the engine's taking the
-request to its first lane. *Prefill*: from that lane to the first delta with text.
-*Decode*: from there to the end. All in seconds. Each sequence counts: a request with
-`n` = 3 appears three times.
+delta that carries text. *ITL*: from one token to the next, for each but the first; the
+tokens of one delta, which came one soon after the other, share the time since the delta
+before evenly. *TPOT*: (end to end − TTFT) / (tokens − 1). *End to end*: from arrival to
+the last event. *Queue*: from the engine's taking the request to its first lane.
+*Prefill*: from that lane to the first delta with text. *Decode*: from there to the end.
+All in seconds. Each sequence counts: a request with `n` = 3 appears three times.
 """
 
 from __future__ import annotations

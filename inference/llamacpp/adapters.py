@@ -19,8 +19,8 @@ import llama_cpp
 from inference.errors import ModelLoadError
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.context import Context
-from inference.llamacpp.diskstart import weights_digest
 from inference.llamacpp.messages import AdapterFile, WorkerConfig
+from inference.llamacpp.saved.diskstart import weights_digest
 
 
 @dataclass(frozen=True, slots=True)

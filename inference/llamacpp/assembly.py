@@ -18,25 +18,25 @@ from inference.llamacpp.bindings import Model
 from inference.llamacpp.constraints.compiler import Compiler
 from inference.llamacpp.context import Context
 from inference.llamacpp.devicechains import DeviceChains, device_chains
-from inference.llamacpp.diskfiles import Origin
-from inference.llamacpp.diskindex import DiskIndex
-from inference.llamacpp.diskstart import Disk, open_disk
 from inference.llamacpp.draftmodel import DraftModel, load_draft
-from inference.llamacpp.embedding import (
+from inference.llamacpp.embeddings.assembly import (
     EmbeddingAssembly,
     assemble_embedding,
     makes_embeddings,
 )
-from inference.llamacpp.hostcache import HostCache
-from inference.llamacpp.hostmemory import BLOCK_BYTES
 from inference.llamacpp.intake import Intake
 from inference.llamacpp.messages import Message, WorkerConfig
 from inference.llamacpp.numbers import Numbers, numbers_of
-from inference.llamacpp.prompts import Prompts
+from inference.llamacpp.prompting.prompts import Prompts
 from inference.llamacpp.rope import header, trained
-from inference.llamacpp.scheduler import Scheduler
+from inference.llamacpp.saved.diskfiles import Origin
+from inference.llamacpp.saved.diskstart import Disk, open_disk
+from inference.llamacpp.saved.hostmemory import BLOCK_BYTES
+from inference.llamacpp.scheduling.diskindex import DiskIndex
+from inference.llamacpp.scheduling.hostcache import HostCache
+from inference.llamacpp.scheduling.scheduler import Scheduler
+from inference.llamacpp.scheduling.speculation import STEP_MAX, Speculator
 from inference.llamacpp.sizes import CacheSizes, cache_sizes
-from inference.llamacpp.speculation import STEP_MAX, Speculator
 from inference.llamacpp.steploop import StepLoop
 from inference.llamacpp.threads import physical_cores
 from inference.status import ModelInfo
@@ -126,6 +126,7 @@ def assemble(
         send=send,
         lanes=config.lanes,
         max_waiting=config.max_waiting,
+        gather_seconds=config.gather_seconds,
         device=device,
         draft_model=draft_model,
     )

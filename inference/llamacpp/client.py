@@ -16,7 +16,7 @@ import msgspec
 from inference.errors import EngineDied, EngineError, EngineUnavailable
 from inference.events import Embeddings, Event, Finished, Scores
 from inference.llamacpp.calls import Calls
-from inference.llamacpp.embeddingcalls import EmbeddingCalls
+from inference.llamacpp.embeddings.calls import EmbeddingCalls
 from inference.llamacpp.messages import (
     ApplyTemplate,
     CountTokens,

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from inference.errors import ModelLoadError
 from inference.llamacpp.bindings import Model
-from inference.llamacpp.disktier import DiskTier
-from inference.llamacpp.hostmemory import Bytes, HostMemory
-from inference.llamacpp.lanes import (
+from inference.llamacpp.numbers import PLAIN, Numbers
+from inference.llamacpp.saved.disktier import DiskTier
+from inference.llamacpp.saved.hostmemory import Bytes, HostMemory
+from inference.llamacpp.scheduling.lanes import (
     CopyPrefix,
     CutLane,
     DropLane,
@@ -30,7 +31,6 @@ from inference.llamacpp.lanes import (
     SaveLane,
     StoreSaved,
 )
-from inference.llamacpp.numbers import PLAIN, Numbers
 
 WARM_UP_TOKENS = 16
 READY_BYTES = 128 << 20

@@ -13,7 +13,9 @@ from typing import Literal
 import llama_cpp
 
 from inference.llamacpp.context import Context, Row
-from inference.llamacpp.devicesampling import (
+from inference.llamacpp.generation import Generation
+from inference.llamacpp.sampling.chains import SamplerChain, build_chain, build_device_chain
+from inference.llamacpp.sampling.devicesampling import (
     ALWAYS,
     Attachments,
     Costs,
@@ -21,10 +23,8 @@ from inference.llamacpp.devicesampling import (
     Profile,
     Wish,
 )
-from inference.llamacpp.generation import Generation
-from inference.llamacpp.logits import highest
-from inference.llamacpp.sampling import SamplerChain, build_chain, build_device_chain
-from inference.llamacpp.sequence import Entry
+from inference.llamacpp.sampling.logits import highest
+from inference.llamacpp.scheduling.sequence import Entry
 from inference.requests import SamplingParams
 
 TRIES = 5

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 import llama_cpp
 
 from inference.errors import ModelLoadError
-from inference.llamacpp.asking import CHUNK_MOST, DRAFT_MAX, Ask, Asking, Cost, Offer
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.context import Context, Row
-from inference.llamacpp.lanes import CutLane, DropLane, common_prefix
-from inference.llamacpp.logits import highest
-from inference.llamacpp.unified import UnifiedLanes
+from inference.llamacpp.sampling.logits import highest
+from inference.llamacpp.scheduling.asking import CHUNK_MOST, DRAFT_MAX, Ask, Asking, Cost, Offer
+from inference.llamacpp.scheduling.lanes import CutLane, DropLane, common_prefix
+from inference.llamacpp.scheduling.unified import UnifiedLanes
 
 IDS_PER_LANE = 2
 """So that as many lanes of finished sequences are kept as there are running ones."""

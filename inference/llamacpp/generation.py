@@ -15,10 +15,10 @@ from inference.llamacpp.bindings import Model
 from inference.llamacpp.constraints.steering import Steering
 from inference.llamacpp.context import Context
 from inference.llamacpp.detokenizer import Detokenizer
-from inference.llamacpp.devicesampling import Profile, profile_of
-from inference.llamacpp.logits import ban, highest, logprobs
 from inference.llamacpp.messages import Resumption
-from inference.llamacpp.sampling import SamplerChain
+from inference.llamacpp.sampling.chains import SamplerChain
+from inference.llamacpp.sampling.devicesampling import Profile, profile_of
+from inference.llamacpp.sampling.logits import ban, highest, logprobs
 from inference.requests import GenerationRequest
 
 

@@ -15,8 +15,8 @@ from inference.llamacpp.constraints.guide import Guide
 from inference.llamacpp.constraints.steering import Steering
 from inference.llamacpp.generation import Generation
 from inference.llamacpp.messages import Resumption
-from inference.llamacpp.prompts import Prompts
-from inference.llamacpp.sampling import build_chain
+from inference.llamacpp.prompting.prompts import Prompts
+from inference.llamacpp.sampling.chains import build_chain
 from inference.llamacpp.thinking import ThinkingSteering, marks_of
 from inference.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
 

@@ -57,6 +57,7 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     values are kept in `cache_type_k` and `cache_type_v`, of which a quantized one for
     values needs flash attention. `rope_scale` is how many times the original context
     `rope_scaling` makes of it; there, 0 and "file" are what the file says.
+    Tokens of steps shorter than `gather_seconds` are sent together.
     `max_waiting` bounds the queue. `speculation` "auto" drafts tokens where that
     measurably pays, and loads `draft_id` from `draft_path`, if given, to propose some
     of them. `device_sampling` "auto" draws tokens in the model's graph where that is a
@@ -86,6 +87,7 @@ class WorkerConfig(Message, frozen=True, kw_only=True):
     disk_dir: str = ""
     disk_fetch_seconds: float = 2.0
     target_itl_seconds: float = 0.4
+    gather_seconds: float = 0.0
     max_waiting: int = 1024
     speculation: Literal["auto", "off"] = "auto"
     draft_id: str = ""

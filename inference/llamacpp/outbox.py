@@ -1,6 +1,8 @@
 """What the server hears of the step loop: events, places in the queue, counters.
 
-One message a step takes all of it.
+One message a step takes all of it, or one for several short steps: whoever is sent a
+message has to wake for it, on a processor that the next step may need. So what a sequence
+says after its first token is gathered for a few milliseconds, and joined.
 """
 
 from __future__ import annotations
@@ -8,21 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from inference.errors import EngineError
-from inference.events import Event, Queued
+from inference.events import Delta, Event, Queued
 from inference.llamacpp.devicechains import DeviceChains
 from inference.llamacpp.messages import Failure, Report, SequenceEvent, to_failure
-from inference.llamacpp.queueview import Notices, Outlook
-from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.sequence import Phase
+from inference.llamacpp.scheduling.queueview import Notices, Outlook
+from inference.llamacpp.scheduling.scheduler import Scheduler
+from inference.llamacpp.scheduling.sequence import Phase
+from inference.merging import merged
 from inference.status import EngineStats
 
 
 class Outbox:
     """Gathers events and sends them with the state of the engine.
 
-    Mutable, all of the step loop's thread: the events not yet sent, the last look at the
-    queue, how long steps took since and who was told of it, the counters. Other threads
-    only read `stats`, an immutable snapshot.
+    Mutable, all of the step loop's thread: the events not yet sent, where among them each
+    sequence's last delta is, whether they can wait and for how long steps have gathered
+    them, who has said something; the last look at the queue, how long steps took since
+    and who was told of it; the counters. Other threads only read `stats`, an immutable
+    snapshot.
     """
 
     def __init__(
@@ -32,14 +37,24 @@ class Outbox:
         send: Callable[[Report], object],
         lanes: int,
         device: DeviceChains | None,
+        gather_seconds: float = 0.0,
     ) -> None:
-        """`send` takes one report a step; `scheduler` and `device` are only read."""
+        """`send` takes the reports; `scheduler` and `device` are only read.
+
+        Tokens wait for others at most `gather_seconds`, 0: each step is reported.
+        """
         self.stats = EngineStats(lanes_total=lanes, cache_total=scheduler.lanes.cells)
         self._scheduler = scheduler
         self._send = send
         self._lanes = lanes
         self._device = device
+        self._gather_seconds = gather_seconds
         self._events: list[SequenceEvent] = []
+        self._last_delta: dict[str, int] = {}
+        self._urgent = False
+        self._gathering = 0.0
+        self._last_step = 0.0
+        self._talking: set[str] = set()
         self._notices = Notices()
         self._outlook = Outlook()
         self._since = 0.0
@@ -50,9 +65,37 @@ class Outbox:
 
     def emit(self, id: str, event: Event | EngineError) -> None:
         """Have `event` sent with the next report."""
+        if isinstance(event, Delta):
+            if id not in self._talking:
+                self._urgent = True
+                if event.text:
+                    self._talking.add(id)
+            if self._join(id, event):
+                return
+            self._last_delta[id] = len(self._events)
+        else:
+            self._urgent = True
+            self._last_delta.pop(id, None)
         wire: Event | Failure
         wire = to_failure(event) if isinstance(event, EngineError) else event
         self._events.append(SequenceEvent(id=id, event=wire))
+
+    def forget(self, id: str) -> None:
+        """A sequence says nothing any more."""
+        self._talking.discard(id)
+        self._last_delta.pop(id, None)
+
+    def _join(self, id: str, delta: Delta) -> bool:
+        """Add to what the sequence said last, if that has not been sent."""
+        place = self._last_delta.get(id)
+        if place is None:
+            return False
+        before = self._events[place].event
+        both = merged(before, delta) if isinstance(before, Delta) else None
+        if both is None:
+            return False
+        self._events[place] = SequenceEvent(id=id, event=both)
+        return True
 
     def note_queued(self, now: float) -> None:
         """Look at the queue, if it is time, and tell those their place who wait."""
@@ -72,12 +115,27 @@ class Outbox:
         self._generation_tokens += tokens
         self._step_seconds += seconds
         self._since += seconds
+        self._gathering += seconds
+        self._last_step = seconds
         self._decode_seconds += decode_seconds
+
+    @property
+    def gathers(self) -> bool:
+        """Whether there are events that have not been sent."""
+        return bool(self._events)
+
+    def report_step(self) -> None:
+        """Send what there is, unless it can wait for another step like the last one."""
+        if self._urgent or self._gathering + self._last_step > self._gather_seconds:
+            self.report()
 
     def report(self) -> None:
         """Send what there is: one message."""
         self.stats = self._measured()
         events, self._events = tuple(self._events), []
+        self._last_delta.clear()
+        self._urgent = False
+        self._gathering = 0.0
         self._send(Report(events=events, stats=self.stats))
 
     def _measured(self) -> EngineStats:

@@ -14,8 +14,8 @@ import msgspec
 
 from inference.errors import ModelLoadError
 from inference.llamacpp.cachetypes import FORMATS, CacheType
-from inference.llamacpp.dimensions import dimensions
-from inference.llamacpp.fit import Footprint, Headers, footprint
+from inference.llamacpp.fitting.dimensions import dimensions
+from inference.llamacpp.fitting.fit import Footprint, Headers, footprint
 from inference.llamacpp.messages import WorkerConfig
 from inference.llamacpp.rope import trained
 from inference.llamacpp.sizes import CELL_STEP, CacheSizes, cache_sizes

@@ -1,7 +1,6 @@
 """The running generations on the server's side: who they are, what they received.
 
-They outlive engine processes. When one is gone they are held, and taken up by the next
-where they stand, in the order and at the time that the quarantine says.
+They outlive engine processes: the next one takes them up where they stand.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from inference.channel import Channel, ChannelFull
-from inference.errors import EngineDied, EngineError, InvalidRequest, RequestQuarantined
+from inference.errors import EngineError, InvalidRequest
 from inference.events import Event, Finished, Restarted
 from inference.llamacpp.messages import (
     Abort,
@@ -27,8 +26,9 @@ from inference.llamacpp.messages import (
     frame,
     to_error,
 )
+from inference.llamacpp.replayed import Replayed, check_decodable
 from inference.llamacpp.running import Sequence
-from inference.quarantine import Quarantine
+from inference.quarantine import Standing
 from inference.requests import GenerationRequest
 
 # Room above the high mark for what is on its way while a `Park` is: some hundred frames
@@ -36,14 +36,13 @@ from inference.requests import GenerationRequest
 ROOM_EVENTS = 4096
 
 
-class Sequences:
+class Sequences(Replayed):
     """All running generations of one engine, on one event loop.
 
-    `_by_id` has the ids that callers chose, `_by_wire_id` those the process sees. They
-    differ because the last words of an aborted sequence may arrive when its id is
-    already in use again. `send` takes a message for the process; it must not raise
-    once a sequence was opened. `_giving_up` runs while there is no process. `replays` and
-    `quarantined` count.
+    Mutable besides what it inherits: `_by_id` has the ids that callers chose, `_by_wire_id`
+    those the process sees. They differ because the last words of an aborted sequence may
+    arrive when its id is already in use again. `send` takes a message for the process; it
+    must not raise once a sequence was opened.
     """
 
     def __init__(
@@ -55,17 +54,13 @@ class Sequences:
         replay_seconds: float,
     ) -> None:
         """Without a process for `replay_seconds`, all that are held end."""
-        self.replays = 0
-        self.quarantined = 0
+        super().__init__(replay_seconds=replay_seconds)
         self._send = send
         self._high_events = high_events
         self._low_events = low_events
-        self._replay_seconds = replay_seconds
         self._numbers = itertools.count()
         self._by_id: dict[str, Sequence] = {}
         self._by_wire_id: dict[str, Sequence] = {}
-        self._quarantine = Quarantine()
-        self._giving_up: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -84,7 +79,7 @@ class Sequences:
         """
         if request.id in self._by_id:
             raise InvalidRequest("A request with this id is running.", param="id")
-        _check(request)
+        check_decodable(request)
         wire_id = f"{request.id}#{next(self._numbers)}"
         channel: Channel[Event] = Channel(
             high=self._high_events,
@@ -133,44 +128,19 @@ class Sequences:
         elif item.id == self._quarantine.trial and sequence.proven:
             self._enter(self._quarantine.proven(item.id))
 
-    def stepped(self, steps: int) -> None:
-        """The process has done so many steps since it is there."""
-        self._enter(self._quarantine.stepped(steps))
+    def _open(self) -> list[str]:
+        return [sequence.wire_id for sequence in self._by_id.values() if not sequence.ended]
 
-    def on_ready(self) -> None:
-        """A process is there: it takes up those that are held."""
-        self._stop_giving_up()
-        self._enter(self._quarantine.up())
-
-    def on_down(self) -> None:
-        """The process is gone: hold what was in it."""
-        loop = asyncio.get_running_loop()
+    def _hold(self) -> Mapping[str, Standing]:
+        now = asyncio.get_running_loop().time()
         running = [s for s in self._by_id.values() if s.inside and not s.ended]
-        self._quarantine.down({s.wire_id: s.standing for s in running})
+        standings = {sequence.wire_id: sequence.standing for sequence in running}
         for sequence in running:
-            sequence.drop_out(loop.time())
-        self._giving_up = loop.call_later(self._replay_seconds, self._give_up)
+            sequence.drop_out(now)
+        return standings
 
-    def on_ended(self, *, killed: bool) -> None:
-        """It is known how the process ended: by itself, or `killed`."""
-        convicted = self._quarantine.judge(killed=killed)
-        if convicted is not None:
-            self.quarantined += 1
-            error = RequestQuarantined("The engine ended each time it ran this request.")
-            self._end(self._by_wire_id[convicted], error)
-
-    def end_all(self, error: Callable[[], EngineError]) -> None:
-        """End every sequence that has not ended: no process will take them up."""
-        self._stop_giving_up()
-        self._quarantine.down({})  # nobody enters in place of those that end
-        for sequence in self._by_id.values():
-            if not sequence.ended:
-                sequence.inside = False
-                self._end(sequence, error())
-
-    def _enter(self, wire_ids: Iterable[str]) -> None:
-        """Hand sequences to the process, as new ones or to go on with."""
-        entering = deque(wire_ids)
+    def _enter(self, ids: Iterable[str]) -> None:
+        entering = deque(ids)
         while entering:
             sequence = self._by_wire_id[entering.popleft()]
             again = sequence.submitted
@@ -197,6 +167,11 @@ class Sequences:
             return False
         return True
 
+    def _fail(self, id: str, error: EngineError) -> None:
+        sequence = self._by_wire_id[id]
+        sequence.inside = False
+        self._end(sequence, error)
+
     def _end(self, sequence: Sequence, error: EngineError | None) -> None:
         sequence.end(error)
         self._enter(self._quarantine.leave(sequence.wire_id))
@@ -209,24 +184,3 @@ class Sequences:
     def _resume(self, wire_id: str) -> None:
         if self._by_wire_id[wire_id].inside:
             self._send(Resume(id=wire_id))
-
-    def _give_up(self) -> None:
-        self.end_all(lambda: EngineDied("The engine ended while this request was running."))
-
-    def _stop_giving_up(self) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
-
-
-def _check(request: GenerationRequest) -> None:
-    """Raise `InvalidRequest` for what the process would not decode.
-
-    Structs check their fields when decoded, not when made, and a message that the
-    process cannot decode would end it.
-    """
-    try:
-        msgspec.convert(msgspec.to_builtins(request), GenerationRequest)
-    except msgspec.ValidationError as error:
-        # It names the field and its range, and holds no value.
-        raise InvalidRequest(f"The request is out of range: {error}.") from None

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inference.errors import ModelLoadError
-from inference.llamacpp.lanes import Lanes
 from inference.llamacpp.messages import WorkerConfig
 from inference.llamacpp.rope import Trained, context_limit, too_long
-from inference.llamacpp.split import SplitLanes
-from inference.llamacpp.unified import UnifiedLanes
+from inference.llamacpp.scheduling.lanes import Lanes
+from inference.llamacpp.scheduling.split import SplitLanes
+from inference.llamacpp.scheduling.unified import UnifiedLanes
 
 DEFAULT_CONTEXT = 8192
 CELL_STEP = 256

@@ -17,13 +17,13 @@ from inference.errors import DecodeFailed, EngineOverloaded
 from inference.events import Accepted, Finished, Started
 from inference.llamacpp.context import Context, Row
 from inference.llamacpp.devicechains import DeviceChains
-from inference.llamacpp.disktier import Fetched, Outcome, Stored
 from inference.llamacpp.draftmodel import DraftModel
 from inference.llamacpp.generation import Generation
 from inference.llamacpp.messages import Abort, Park, Report, Resume
 from inference.llamacpp.outbox import Outbox
-from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.sequence import Entry, Phase, StepPlan
+from inference.llamacpp.saved.disktier import Fetched, Outcome, Stored
+from inference.llamacpp.scheduling.scheduler import Scheduler
+from inference.llamacpp.scheduling.sequence import Entry, Phase, StepPlan
 from inference.status import EngineStats
 
 
@@ -50,11 +50,13 @@ class StepLoop:
         send: Callable[[Report], object],
         lanes: int,
         max_waiting: int,
+        gather_seconds: float = 0.0,
         device: DeviceChains | None = None,
         draft_model: DraftModel | None = None,
     ) -> None:
-        """`send` takes one report a step; `max_waiting` bounds the queue.
+        """`send` takes the reports; `max_waiting` bounds the queue.
 
+        Tokens of steps that are shorter than `gather_seconds` are sent together.
         With `device`, tokens are drawn there where that can be done and pays. With
         `draft_model`, it proposes tokens where that pays.
         """
@@ -65,7 +67,9 @@ class StepLoop:
         self._device = device
         self._draft_model = draft_model
         self._generations: dict[str, Generation] = {}
-        self._outbox = Outbox(scheduler, send=send, lanes=lanes, device=device)
+        self._outbox = Outbox(
+            scheduler, send=send, lanes=lanes, device=device, gather_seconds=gather_seconds
+        )
         if context.disk is not None:
             context.disk.start(self.inbox.put)
 
@@ -96,14 +100,14 @@ class StepLoop:
                 self._context.run(op)
             self._note_started(plan)
             self._outbox.note_queued(time.monotonic())
-            if commands or plan.started:
-                # What is known already does not wait for the decode. And should that end
-                # the process, the server has to know who took part in it.
+            if commands or plan.started or (self._outbox.gathers and not plan.short):
+                # What is known already does not wait for a long decode. And should that
+                # end the process, the server has to know who took part in it.
                 self._outbox.report()
             idle = not plan.entries
             if plan.entries:
                 self._step(plan, began, drafting=drafting)
-                self._outbox.report()
+                self._outbox.report_step()
 
     def _drain(self, *, block: bool) -> list[Command]:
         """Everything in the inbox; with `block`, at least one command, or a late file."""
@@ -261,6 +265,7 @@ class StepLoop:
 
     def _end(self, id: str) -> None:
         self._scheduler.end(id)
+        self._outbox.forget(id)
         if self._draft_model is not None:
             self._draft_model.forget(id)
         self._generations.pop(id).close()

@@ -24,7 +24,7 @@ from inference.errors import EngineError, InvalidRequest, ModelLoadError
 from inference.llamacpp.assembly import Assembly, assemble
 from inference.llamacpp.connection import Connection
 from inference.llamacpp.desk import Desk
-from inference.llamacpp.embedding import EmbeddingAssembly
+from inference.llamacpp.embeddings.assembly import EmbeddingAssembly
 from inference.llamacpp.messages import (
     Abort,
     ApplyTemplate,

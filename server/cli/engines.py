@@ -170,6 +170,8 @@ def worker_config(
         disk_dir=str(settings.kv_disk_dir or default_places().lanes),
         disk_fetch_seconds=settings.kv_disk_seconds,
         target_itl_seconds=settings.target_itl_ms / 1000,
+        # The edge would gather them for as long, but wake for each.
+        gather_seconds=settings.coalesce_ms / 1000,
         speculation=settings.speculation,
         draft_id="" if draft is None else draft.id,
         draft_path="" if draft is None else str(draft.path),

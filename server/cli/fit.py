@@ -16,7 +16,7 @@ from server.environment import SettingsError, load_settings
 from server.settings import Settings, flag_of, option_of
 
 if TYPE_CHECKING:  # a command that reads a header needs no more than these say
-    from inference.llamacpp.fit import Footprint
+    from inference.llamacpp.fitting.fit import Footprint
     from inference.llamacpp.messages import WorkerConfig
     from inference.llamacpp.remedies import Memory
 
@@ -107,7 +107,7 @@ def _config(settings: Settings, name: str) -> WorkerConfig:
 
 def table(taken: Footprint, memory: Memory) -> Iterator[str]:
     """The parts, their sum and what there is, in columns."""
-    from inference.llamacpp.fit import Part
+    from inference.llamacpp.fitting.fit import Part
     from server.cli.memory import SERVER_BYTES
 
     spare = sum(part.spare for part in taken.parts)

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from inference.errors import ModelLoadError
-from inference.llamacpp.fit import processor_features, read_headers
+from inference.llamacpp.fitting.fit import processor_features, read_headers
 from inference.llamacpp.messages import WorkerConfig
 from inference.llamacpp.remedies import Case, Memory, remedies
 from server.cli.diagnosis import PROBE, read_build

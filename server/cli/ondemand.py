@@ -11,7 +11,7 @@ import structlog
 from inference.engine import Engine
 from inference.errors import ModelLoadError
 from inference.leases import Loadable
-from inference.llamacpp.fit import estimate
+from inference.llamacpp.fitting.fit import estimate
 from inference.llamacpp.messages import WorkerConfig
 from models import LocalModel, ModelError, errors, load_catalog, named, resolve
 from models.places import default_places

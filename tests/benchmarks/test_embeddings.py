@@ -12,7 +12,7 @@ from benchmarks.embedding_texts import COUNT, texts
 from benchmarks.embeddings import findings
 from benchmarks.embeddings_run import Round, Streams
 
-REFERENCE = Path("tests/inference/llamacpp/embedding_reference.json")
+REFERENCE = Path("tests/inference/llamacpp/embeddings/embedding_reference.json")
 
 
 def streams(p99: float, rate: float = 0.0) -> Streams:

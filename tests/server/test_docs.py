@@ -63,7 +63,20 @@ def test_operations_names_every_metric() -> None:
 
 @pytest.mark.parametrize(
     "folder",
-    ["inference", "inference/llamacpp", "server", "server/access", "server/streams"],
+    [
+        "inference",
+        "inference/llamacpp",
+        "inference/llamacpp/constraints",
+        "inference/llamacpp/embeddings",
+        "inference/llamacpp/fitting",
+        "inference/llamacpp/prompting",
+        "inference/llamacpp/sampling",
+        "inference/llamacpp/saved",
+        "inference/llamacpp/scheduling",
+        "server",
+        "server/access",
+        "server/streams",
+    ],
 )
 def test_the_map_names_every_module(folder: str) -> None:
     room = (DOCS / "architecture.md").read_text().partition("```\n")[2].partition("```")[0]

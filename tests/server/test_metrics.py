@@ -161,7 +161,7 @@ def test_times_follow_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert total("time_to_first_token_seconds_sum") == 2.0
     assert total("inter_token_latency_seconds_sum") == 1.25
-    assert total("inter_token_latency_seconds_count") == 2
+    assert total("inter_token_latency_seconds_count") == 3  # two of the tokens came together
     assert total("request_time_per_output_token_seconds_sum") == pytest.approx(1.0 / 3)
     assert total("e2e_request_latency_seconds_sum") == 3.0
     assert total("request_queue_time_seconds_sum") == 0.5

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inference.llamacpp.dimensions import dimensions
+from inference.llamacpp.fitting.dimensions import dimensions
 from inference.llamacpp.threads import physical_cores
 from inference.llamacpp.tuning.errors import TuningError
 from inference.llamacpp.tuning.formats import QUICK, USUAL, estimated_bytes, without_source

@@ -6,7 +6,7 @@ import pytest
 
 from inference.dialects import detect, dialect_of, opens_thinking, thinking_of
 from inference.dialects.mistral import short_id
-from inference.llamacpp.template import ChatTemplate
+from inference.llamacpp.prompting.template import ChatTemplate
 from inference.requests import ChatMessage, ChatPrompt, Tool, ToolCall
 from tests.inference.dialects import templates
 

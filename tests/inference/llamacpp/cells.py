@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from inference.llamacpp.lanes import (
+from inference.llamacpp.scheduling.lanes import (
     CopyPrefix,
     CutLane,
     DropLane,

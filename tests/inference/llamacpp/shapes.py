@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.headers import write_header
 from benchmarks.shapes import SHAPES
-from inference.llamacpp.fit import Headers
+from inference.llamacpp.fitting.fit import Headers
 from inference.llamacpp.messages import WorkerConfig
 from models.gguf_metadata import GgufMetadata, read_gguf
 

@@ -30,12 +30,12 @@ from inference.llamacpp.devicechains import (
     Trial,
     device_chains,
 )
-from inference.llamacpp.devicesampling import ALWAYS
 from inference.llamacpp.generation import Generation
-from inference.llamacpp.lanes import CopyPrefix, CutLane, DropLane
 from inference.llamacpp.messages import WorkerConfig
-from inference.llamacpp.sampling import build_chain
-from inference.llamacpp.sequence import Entry
+from inference.llamacpp.sampling.chains import build_chain
+from inference.llamacpp.sampling.devicesampling import ALWAYS
+from inference.llamacpp.scheduling.lanes import CopyPrefix, CutLane, DropLane
+from inference.llamacpp.scheduling.sequence import Entry
 from inference.requests import GenerationRequest, SamplingParams, TextPrompt
 from inference.status import EngineStats
 

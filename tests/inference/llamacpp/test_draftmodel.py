@@ -22,21 +22,21 @@ from benchmarks.vocabulary import read_vocabulary
 from inference.errors import ModelLoadError
 from inference.events import Delta, Finished
 from inference.llamacpp import draftmodel
-from inference.llamacpp.asking import DRAFT_MAX, Ask, Asking, Cost, Offer
 from inference.llamacpp.bindings import Model
 from inference.llamacpp.context import Context, Row
 from inference.llamacpp.draftmodel import DraftModel, load_draft
-from inference.llamacpp.hostcache import HostCache
 from inference.llamacpp.intake import Intake
-from inference.llamacpp.lanes import Lanes
 from inference.llamacpp.messages import Abort, Park, Report, Resume
-from inference.llamacpp.prompts import Prompts
-from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.speculation import STEP_MAX, Speculator
-from inference.llamacpp.split import SplitLanes
+from inference.llamacpp.prompting.prompts import Prompts
+from inference.llamacpp.scheduling.asking import DRAFT_MAX, Ask, Asking, Cost, Offer
+from inference.llamacpp.scheduling.hostcache import HostCache
+from inference.llamacpp.scheduling.lanes import Lanes
+from inference.llamacpp.scheduling.scheduler import Scheduler
+from inference.llamacpp.scheduling.speculation import STEP_MAX, Speculator
+from inference.llamacpp.scheduling.split import SplitLanes
+from inference.llamacpp.scheduling.steptime import StepTime
+from inference.llamacpp.scheduling.unified import UnifiedLanes
 from inference.llamacpp.steploop import Close, StepLoop
-from inference.llamacpp.steptime import StepTime
-from inference.llamacpp.unified import UnifiedLanes
 from inference.requests import GenerationRequest, TextPrompt
 from inference.status import EngineStats
 from tests.benchmarks.made_models import SMALL, write_vocabulary

@@ -371,3 +371,29 @@ def test_a_file_that_is_no_model_fails_the_start(tmp_path: Path) -> None:
                 pass
 
     asyncio.run(scenario())
+
+
+def test_tokens_that_are_gathered_say_the_same_in_fewer_pieces(
+    default_model_path: Path,
+) -> None:
+    asked = request("one", chat("Count from one to twenty."), max_tokens=40, logprobs=1)
+
+    async def pieces(gather_seconds: float) -> tuple[Answer, list[int]]:
+        async with running(
+            default_model_path, gather_seconds=gather_seconds, speculation="off"
+        ) as engine:
+            async with aclosing(engine.generate(asked)) as events:
+                sizes = [len(event.tokens) async for event in events if isinstance(event, Delta)]
+            return await answer(engine, asked), sizes
+
+    async def scenario() -> None:
+        each, singles = await pieces(0.0)
+        gathered, sizes = await pieces(60.0)
+        assert each.finished is not None
+        assert set(singles) <= {0, 1}
+        assert sizes[0] == 1  # the first is not kept waiting
+        assert len(sizes) <= 3 < sum(sizes) == each.finished.usage.completion_tokens
+        assert (gathered.text, gathered.tokens) == (each.text, each.tokens)
+        assert [score.token for score in gathered.logprobs] == gathered.tokens
+
+    asyncio.run(scenario())

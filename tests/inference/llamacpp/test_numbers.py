@@ -9,9 +9,9 @@ import pytest
 from inference.errors import ModelLoadError
 from inference.llamacpp.cachetypes import FORMATS
 from inference.llamacpp.context import Row
-from inference.llamacpp.lanes import DropLane, LoadLane, SaveLane
 from inference.llamacpp.messages import WorkerConfig
 from inference.llamacpp.numbers import Numbers, Rope, numbers_of
+from inference.llamacpp.scheduling.lanes import DropLane, LoadLane, SaveLane
 from tests.inference.llamacpp.test_rope import context
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from inference.errors import EngineOverloaded
-from inference.events import Accepted, Queued
-from inference.llamacpp.hostcache import HostCache
+from inference.events import Accepted, Delta, Queued, Restarted
 from inference.llamacpp.messages import Failure, Report
 from inference.llamacpp.outbox import Outbox
-from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.unified import UnifiedLanes
+from inference.llamacpp.scheduling.hostcache import HostCache
+from inference.llamacpp.scheduling.scheduler import Scheduler
+from inference.llamacpp.scheduling.unified import UnifiedLanes
 
 
 class Box:
     """An outbox of a scheduler that runs one sequence at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gather_seconds: float = 0.0) -> None:
         self.sent: list[Report] = []
         self.scheduler = Scheduler(
             UnifiedLanes(ids=2, cells=100),
@@ -23,7 +23,13 @@ class Box:
             batch_tokens=64,
             target_seconds=0.2,
         )
-        self.outbox = Outbox(self.scheduler, send=self.sent.append, lanes=1, device=None)
+        self.outbox = Outbox(
+            self.scheduler,
+            send=self.sent.append,
+            lanes=1,
+            device=None,
+            gather_seconds=gather_seconds,
+        )
 
     def step(self, *, seconds: float = 0.5) -> None:
         plan = self.scheduler.plan()
@@ -90,3 +96,66 @@ def test_nobody_waits_while_a_lane_is_free() -> None:
     box.outbox.report()
     (report,) = box.sent
     assert (report.stats.expected_wait_seconds, report.stats.waiting_tokens) == (0.0, 0)
+
+
+def delta(text: str) -> Delta:
+    return Delta(text=text, tokens=(7,))
+
+
+def gathering(seconds: list[float], *, gather_seconds: float = 0.025) -> list[tuple[str, ...]]:
+    """The texts in each report, for a sequence that says a letter in steps of so long."""
+    box = Box(gather_seconds=gather_seconds)
+    for letter, each in zip("abcdefgh", seconds, strict=False):
+        box.outbox.emit("a", delta(letter))
+        box.outbox.note_step(tokens=1, seconds=each, decode_seconds=each)
+        box.outbox.report_step()
+    return [said(report) for report in box.sent]
+
+
+def said(report: Report) -> tuple[str, ...]:
+    return tuple(each.event.text for each in report.events if isinstance(each.event, Delta))
+
+
+def test_short_steps_are_reported_together_but_for_a_first_token() -> None:
+    assert gathering([0.007] * 8) == [("a",), ("bcd",), ("efg",)]
+
+
+def test_steps_that_are_long_enough_are_reported_each() -> None:
+    assert gathering([0.013] * 3) == [("a",), ("b",), ("c",)]
+    assert gathering([0.001] * 3, gather_seconds=0.0) == [("a",), ("b",), ("c",)]
+
+
+def test_a_step_that_turns_out_long_ends_the_gathering() -> None:
+    assert gathering([0.007, 0.007, 0.4, 0.007]) == [("a",), ("bc",)]
+
+
+def test_whatever_is_no_delta_takes_along_what_was_gathered() -> None:
+    box = Box(gather_seconds=1.0)
+    for event in (delta("a"), delta("b"), delta("c")):
+        box.outbox.emit("one", event)
+        box.outbox.emit("two", event)
+        box.outbox.report_step()
+    assert box.outbox.gathers
+    assert [said(report) for report in box.sent] == [("a", "a")]
+    box.outbox.emit("two", EngineOverloaded("2 requests are waiting already."))
+    box.outbox.report_step()
+    assert not box.outbox.gathers
+    assert said(box.sent[-1]) == ("bc", "bc")
+    assert [each.id for each in box.sent[-1].events] == ["one", "two", "two"]
+
+
+def test_what_comes_behind_another_event_does_not_join_what_was_before_it() -> None:
+    box = Box(gather_seconds=1.0)
+    for event in (delta("a"), Restarted(replayed_tokens=1, paused_seconds=0.5), delta("b")):
+        box.outbox.emit("one", event)
+    box.outbox.report()
+    assert said(box.sent[-1]) == ("a", "b")
+
+
+def test_a_name_that_is_used_again_begins_anew() -> None:
+    box = Box(gather_seconds=1.0)
+    box.outbox.emit("one", delta("a"))
+    box.outbox.forget("one")
+    box.outbox.emit("one", delta("b"))
+    box.outbox.report()
+    assert said(box.sent[-1]) == ("a", "b")

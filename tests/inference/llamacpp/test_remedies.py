@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.llamacpp.fit import Headers
+from inference.llamacpp.fitting.fit import Headers
 from inference.llamacpp.remedies import Case, Memory, remedies
 from tests.inference.llamacpp.shapes import config, headers
 

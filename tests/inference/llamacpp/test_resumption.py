@@ -28,7 +28,7 @@ from inference.llamacpp.messages import (  # noqa: E402 - they need llama_cpp
     Resumption,
     Submit,
 )
-from inference.llamacpp.sampling import SamplerChain, build_chain  # noqa: E402
+from inference.llamacpp.sampling.chains import SamplerChain, build_chain  # noqa: E402
 from tests.inference.llamacpp.realworker import End, worker  # noqa: E402
 
 Row = NDArray[np.float32]

@@ -2,7 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.events import Delta, Event, TokenLogprob, ToolCallDelta
-from server.streams.coalescing import MERGE_MAX_TOKENS, Coalescer, merged
+from inference.merging import MERGE_MAX_TOKENS
+from server.streams.coalescing import Coalescer
 from server.streams.events import Sequenced
 from tests.server.streams.parts import FINISHED, OPENING, at, delta
 
@@ -35,16 +36,6 @@ def test_what_is_no_delta_passes_at_once_behind_its_own_sequence_only() -> None:
     assert coalescer.flush() == [at(delta("bc"), 1)]
 
 
-def test_merging_keeps_text_tokens_and_log_probabilities() -> None:
-    one = Delta(text="a", tokens=(1,), logprobs=(logprob(1),))
-    two = Delta(text="bc", tokens=(2, 3), logprobs=(logprob(2), logprob(3)))
-    rest = Delta(text="d", tokens=())
-    both = merged(one, two)
-    assert both == Delta(text="abc", tokens=(1, 2, 3), logprobs=tuple(map(logprob, (1, 2, 3))))
-    assert merged(both, rest) == Delta(text="abcd", tokens=both.tokens, logprobs=both.logprobs)
-    assert merged(one, delta("x")) is None  # its token would have no log probability
-
-
 def test_a_burst_becomes_several_events_of_bounded_size() -> None:
     coalescer = Coalescer()
     ready = [each for _ in range(3 * MERGE_MAX_TOKENS) for each in coalescer.add(at(delta("x")))]
@@ -64,27 +55,6 @@ def calling(*calls: ToolCallDelta) -> Delta:
 HEAD = ToolCallDelta(index=0, id="call_0", name="weather", arguments="{")
 MORE = ToolCallDelta(index=0, arguments="}")
 NEXT = ToolCallDelta(index=1, id="call_1", name="weather")
-
-
-def test_reasoning_text_and_calls_merge_in_this_order_only() -> None:
-    both = merged(thought("a"), delta("b"))
-    assert both == Delta(text="b", reasoning="a", tokens=(1, *delta("b").tokens))
-    assert merged(delta("b"), thought("a")) is None
-    assert merged(calling(HEAD), delta("b")) is None
-    assert merged(calling(HEAD), thought("a")) is None
-    with_call = merged(delta("b"), calling(MORE))
-    assert with_call is not None
-    assert (with_call.text, with_call.calls) == ("b", (MORE,))
-
-
-def test_pieces_of_one_call_become_one_piece() -> None:
-    both = merged(calling(HEAD), calling(MORE))
-    assert both is not None
-    whole = ToolCallDelta(index=0, id="call_0", name="weather", arguments="{}")
-    assert both.calls == (whole,)
-    several = merged(both, calling(NEXT))
-    assert several is not None
-    assert several.calls == (whole, NEXT)
 
 
 def test_the_first_piece_of_each_call_passes_at_once() -> None:

@@ -20,7 +20,7 @@ from inference.errors import (
 )
 from inference.events import Accepted, Embeddings
 from inference.llamacpp.client import LlamaCppEngine
-from inference.llamacpp.embeddingcalls import EmbeddingCalls
+from inference.llamacpp.embeddings.calls import EmbeddingCalls
 from inference.llamacpp.messages import (
     Abort,
     Embed,

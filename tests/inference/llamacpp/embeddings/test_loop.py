@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from inference.events import Accepted, Embeddings, Scores
-from inference.llamacpp.embeddingcontext import EmbeddingContext
-from inference.llamacpp.embeddingloop import EmbeddingLoop, normalised, sigmoid
-from inference.llamacpp.embeddingqueue import Job
+from inference.llamacpp.embeddings.context import EmbeddingContext
+from inference.llamacpp.embeddings.loop import EmbeddingLoop, normalised, sigmoid
+from inference.llamacpp.embeddings.queue import Job
 from inference.llamacpp.messages import (
     Abort,
     Embedded,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from inference.llamacpp.embeddingqueue import Batch, EmbeddingQueue, Job
+from inference.llamacpp.embeddings.queue import Batch, EmbeddingQueue, Job
 
 TOKENS, TEXTS = 32, 4
 

@@ -19,7 +19,7 @@ from inference.errors import ContextLengthExceeded, InvalidRequest
 from inference.requests import RerankRequest
 from models.conversion import bert, convert
 from models.conversion.safetensors import opened
-from tests.inference.llamacpp.test_embedding_with_model import engine, request, rows
+from tests.inference.llamacpp.embeddings.test_embedding_with_model import engine, request, rows
 from tests.models.bert_files import (
     CONTEXT,
     LAYERS,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.wordpiece import WORD_MAX_CHARS, WordPiece, is_plain, words
+from inference.llamacpp.embeddings.wordpiece import WORD_MAX_CHARS, WordPiece, is_plain, words
 
 PIECES = {
     "\u2581mill": 5,

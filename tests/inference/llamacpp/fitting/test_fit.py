@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.errors import ModelLoadError
-from inference.llamacpp.buffers import encoder_bytes, graph_bytes
-from inference.llamacpp.dimensions import Dimensions, Layer, dimensions
-from inference.llamacpp.fit import Footprint, Headers, footprint, processor_features
+from inference.llamacpp.fitting.buffers import encoder_bytes, graph_bytes
+from inference.llamacpp.fitting.dimensions import Dimensions, Layer, dimensions
+from inference.llamacpp.fitting.fit import Footprint, Headers, footprint, processor_features
 from inference.llamacpp.sizes import CacheSizes
 from tests.inference.llamacpp.shapes import config, headers, metadata
 
@@ -245,6 +245,7 @@ def test_the_processor_is_read(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_texts_is_the_engines() -> None:
-    from inference.llamacpp import embeddingcontext, fit
+    from inference.llamacpp.embeddings import context
+    from inference.llamacpp.fitting import fit
 
-    assert fit.TEXTS_MAX == embeddingcontext.TEXTS_MAX
+    assert fit.TEXTS_MAX == context.TEXTS_MAX

@@ -8,7 +8,7 @@ import pytest
 
 from inference.errors import ModelLoadError, TemplateError
 from inference.llamacpp.bindings import Model
-from inference.llamacpp.prompts import Prompts
+from inference.llamacpp.prompting.prompts import Prompts
 from inference.requests import ChatMessage, ChatPrompt, Tool
 from tests.inference.dialects import templates
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.errors import TemplateError
-from inference.llamacpp.template import SOURCE_MAX_CHARS, ChatTemplate
+from inference.llamacpp.prompting.template import SOURCE_MAX_CHARS, ChatTemplate
 from inference.requests import ChatMessage, ChatPrompt
 
 CHATML = (

@@ -23,13 +23,13 @@ from inference.errors import InvalidRequest
 from inference.requests import PENALTY_WINDOW, SamplingParams
 
 llama_cpp = pytest.importorskip("llama_cpp")
-from inference.llamacpp.devicesampling import Profile  # noqa: E402 - what follows needs llama_cpp
-from inference.llamacpp.logits import ban, highest, logprobs  # noqa: E402
-from inference.llamacpp.sampling import (  # noqa: E402
+from inference.llamacpp.sampling.chains import (  # noqa: E402
     SamplerChain,
     build_chain,
     build_device_chain,
 )
+from inference.llamacpp.sampling.devicesampling import Profile  # noqa: E402 - what follows needs llama_cpp
+from inference.llamacpp.sampling.logits import ban, highest, logprobs  # noqa: E402
 
 Row = NDArray[np.float32]
 

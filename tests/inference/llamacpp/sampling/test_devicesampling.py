@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.devicesampling import (
+from inference.llamacpp.sampling.devicesampling import (
     ALWAYS,
     HORIZON,
     MOST_CAUTION,

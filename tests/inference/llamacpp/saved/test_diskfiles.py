@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from inference.llamacpp.diskfiles import (
+from inference.llamacpp.saved.diskfiles import (
     KEY_FILE,
     LaneFiles,
     Origin,
     PrivateDirectory,
     Untrusted,
 )
-from inference.llamacpp.hostmemory import Bytes
+from inference.llamacpp.saved.hostmemory import Bytes
 
 ORIGIN = Origin(
     model="m", llama_cpp="1", layout="unified", device="CPU", numbers="f16", token_bytes=100

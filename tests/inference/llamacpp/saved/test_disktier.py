@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.llamacpp.diskfiles import LaneFiles, Origin
-from inference.llamacpp.diskstart import SAMPLE_BYTES, Disk, open_disk, weights_digest
-from inference.llamacpp.disktier import DiskTier, Fetched, Outcome, Stored
-from inference.llamacpp.hostcache import Saved
-from inference.llamacpp.hostmemory import BLOCK_BYTES, Bytes, HostMemory
-from inference.llamacpp.lanes import DropStored, FetchSaved, StoreSaved
+from inference.llamacpp.saved.diskfiles import LaneFiles, Origin
+from inference.llamacpp.saved.diskstart import SAMPLE_BYTES, Disk, open_disk, weights_digest
+from inference.llamacpp.saved.disktier import DiskTier, Fetched, Outcome, Stored
+from inference.llamacpp.saved.hostmemory import BLOCK_BYTES, Bytes, HostMemory
+from inference.llamacpp.scheduling.hostcache import Saved
+from inference.llamacpp.scheduling.lanes import DropStored, FetchSaved, StoreSaved
 
 ORIGIN = Origin(
     model="m" * 64, llama_cpp="1", layout="split", device="CPU", numbers="f16", token_bytes=4000

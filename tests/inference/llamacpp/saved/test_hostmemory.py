@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.llamacpp.hostmemory import BLOCK_BYTES, Bytes, HostMemory
+from inference.llamacpp.saved.hostmemory import BLOCK_BYTES, Bytes, HostMemory
 
 BLOCKS = 6
 

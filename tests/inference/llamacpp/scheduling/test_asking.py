@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.asking import (
+from inference.llamacpp.scheduling.asking import (
     CHUNK_LEAST,
     CHUNK_MOST,
     EXPLORE_DRAFTS,

@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
-from inference.llamacpp.asking import Asking, Cost, Offer
-from inference.llamacpp.speculation import Speculator
-from inference.llamacpp.steptime import StepTime
+from inference.llamacpp.scheduling.asking import Asking, Cost, Offer
+from inference.llamacpp.scheduling.speculation import Speculator
+from inference.llamacpp.scheduling.steptime import StepTime
 
 STEP, ROUND, READING = 0.050, 0.006, 0.001
 """Seconds: a step of one sequence, one round of the draft model, one token that it reads."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.fairshare import AGING, GENERATED_WEIGHT, FairShares
+from inference.llamacpp.scheduling.fairshare import AGING, GENERATED_WEIGHT, FairShares
 
 
 def test_a_client_that_comes_back_brings_no_credit() -> None:

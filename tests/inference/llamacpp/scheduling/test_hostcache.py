@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.hostcache import LEAST_SHARE, LEAST_TOKENS, Change, HostCache
-from inference.llamacpp.lanes import common_prefix
+from inference.llamacpp.scheduling.hostcache import LEAST_SHARE, LEAST_TOKENS, Change, HostCache
+from inference.llamacpp.scheduling.lanes import common_prefix
 
 prompts = st.lists(st.lists(st.integers(0, 1), max_size=60), max_size=30)
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from inference.llamacpp.lanes import CopyPrefix, DropLane, LaneOp, common_prefix
-from inference.llamacpp.split import SplitLanes
-from inference.llamacpp.unified import UnifiedLanes
+from inference.llamacpp.scheduling.lanes import CopyPrefix, DropLane, LaneOp, common_prefix
+from inference.llamacpp.scheduling.split import SplitLanes
+from inference.llamacpp.scheduling.unified import UnifiedLanes
 from tests.inference.llamacpp.cells import Cells
 
 few_tokens = st.lists(st.integers(0, 2), min_size=1, max_size=10)

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.prefilling import (
+from inference.llamacpp.scheduling.prefilling import (
     ATTENTION_ROWS,
     FIRST_CHUNK,
     IDLE_STRETCH,
     LEAST_CHUNK,
     Prefill,
 )
-from inference.llamacpp.sequence import Sequence
-from inference.llamacpp.steptime import StepTime
+from inference.llamacpp.scheduling.sequence import Sequence
+from inference.llamacpp.scheduling.steptime import StepTime
 
 BATCH = 512
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.hostcache import HostCache
-from inference.llamacpp.queueview import (
+from inference.llamacpp.scheduling.hostcache import HostCache
+from inference.llamacpp.scheduling.queueview import (
     EACH_STEP,
     FIRST_LENGTH,
     TELL_AGAIN_SECONDS,
@@ -20,9 +20,9 @@ from inference.llamacpp.queueview import (
     in_turns,
     outlook,
 )
-from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.sequence import Sequence
-from inference.llamacpp.unified import UnifiedLanes
+from inference.llamacpp.scheduling.scheduler import Scheduler
+from inference.llamacpp.scheduling.sequence import Sequence
+from inference.llamacpp.scheduling.unified import UnifiedLanes
 
 PACE = Pace(decode_seconds=0.01, prefill_seconds=0.001, chunk_tokens=100)
 

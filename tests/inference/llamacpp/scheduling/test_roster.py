@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inference.llamacpp.roster import Roster
-from inference.llamacpp.sequence import IllegalTransition, Phase, Sequence
+from inference.llamacpp.scheduling.roster import Roster
+from inference.llamacpp.scheduling.sequence import IllegalTransition, Phase, Sequence
 
 
 def made(**priorities: int) -> Roster:

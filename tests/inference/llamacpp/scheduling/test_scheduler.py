@@ -9,12 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from inference.llamacpp.asking import Offer
-from inference.llamacpp.diskindex import DiskIndex
-from inference.llamacpp.hostcache import HostCache
-from inference.llamacpp.lanes import DropLane, Lanes, SaveLane
-from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.sequence import (
+from inference.llamacpp.scheduling.asking import Offer
+from inference.llamacpp.scheduling.diskindex import DiskIndex
+from inference.llamacpp.scheduling.hostcache import HostCache
+from inference.llamacpp.scheduling.lanes import DropLane, Lanes, SaveLane
+from inference.llamacpp.scheduling.scheduler import Scheduler
+from inference.llamacpp.scheduling.sequence import (
     TRANSITIONS,
     Entry,
     IllegalTransition,
@@ -22,9 +22,9 @@ from inference.llamacpp.sequence import (
     Sequence,
     StepPlan,
 )
-from inference.llamacpp.speculation import Speculator
-from inference.llamacpp.split import SplitLanes
-from inference.llamacpp.unified import UnifiedLanes
+from inference.llamacpp.scheduling.speculation import Speculator
+from inference.llamacpp.scheduling.split import SplitLanes
+from inference.llamacpp.scheduling.unified import UnifiedLanes
 from tests.inference.llamacpp.cells import Cells
 
 

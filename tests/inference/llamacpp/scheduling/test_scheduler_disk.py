@@ -8,8 +8,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from inference.llamacpp.diskindex import FETCHES, DiskIndex
-from inference.llamacpp.lanes import (
+from inference.llamacpp.scheduling.diskindex import FETCHES, DiskIndex
+from inference.llamacpp.scheduling.lanes import (
     DiskOp,
     DropSaved,
     DropStored,
@@ -18,12 +18,12 @@ from inference.llamacpp.lanes import (
     LoadLane,
     StoreSaved,
 )
-from inference.llamacpp.scheduler import Scheduler
-from inference.llamacpp.sequence import Phase, StepPlan
-from inference.llamacpp.speculation import Speculator
-from inference.llamacpp.split import SplitLanes
+from inference.llamacpp.scheduling.scheduler import Scheduler
+from inference.llamacpp.scheduling.sequence import Phase, StepPlan
+from inference.llamacpp.scheduling.speculation import Speculator
+from inference.llamacpp.scheduling.split import SplitLanes
 from tests.inference.llamacpp.cells import Cells
-from tests.inference.llamacpp.test_scheduler import (
+from tests.inference.llamacpp.scheduling.test_scheduler import (
     BATCH,
     CELLS,
     CONTEXT,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from inference.llamacpp.diskindex import DiskIndex
-from inference.llamacpp.hostcache import HostCache
-from inference.llamacpp.lanes import (
+from inference.llamacpp.scheduling.diskindex import DiskIndex
+from inference.llamacpp.scheduling.hostcache import HostCache
+from inference.llamacpp.scheduling.lanes import (
     CopyPrefix,
     DropLane,
     DropSaved,
@@ -12,11 +12,11 @@ from inference.llamacpp.lanes import (
     SaveLane,
     StoreSaved,
 )
-from inference.llamacpp.roster import Roster
-from inference.llamacpp.sequence import Phase
-from inference.llamacpp.space import Space
-from inference.llamacpp.split import SplitLanes
-from inference.llamacpp.unified import UnifiedLanes
+from inference.llamacpp.scheduling.roster import Roster
+from inference.llamacpp.scheduling.sequence import Phase
+from inference.llamacpp.scheduling.space import Space
+from inference.llamacpp.scheduling.split import SplitLanes
+from inference.llamacpp.scheduling.unified import UnifiedLanes
 
 SIZE = 20
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.asking import DRAFT_MAX, Ask, Cost, Offer
-from inference.llamacpp.lookup import LONGEST_RUN, Lookup
-from inference.llamacpp.speculation import (
+from inference.llamacpp.scheduling.asking import DRAFT_MAX, Ask, Cost, Offer
+from inference.llamacpp.scheduling.lookup import LONGEST_RUN, Lookup
+from inference.llamacpp.scheduling.speculation import (
     FIRST_MODEL_SHARE,
     FIRST_SHARE,
     MODEL,
@@ -16,7 +16,7 @@ from inference.llamacpp.speculation import (
     Shares,
     Speculator,
 )
-from inference.llamacpp.steptime import StepTime
+from inference.llamacpp.scheduling.steptime import StepTime
 
 
 def costs(

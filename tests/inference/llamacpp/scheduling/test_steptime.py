@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.llamacpp.steptime import TELLING_TOKENS, StepTime
+from inference.llamacpp.scheduling.steptime import TELLING_TOKENS, StepTime
 
 
 def test_before_any_prefill_was_measured_the_first_chunk_is_used() -> None:
