@@ -95,7 +95,7 @@ class _SequenceFamilies:
         )
         self.itl = Spreads(
             PREFIX + "inter_token_latency_seconds",
-            "Gap between two deltas of a sequence.",
+            "Time of a token since the one before; tokens that came together share it.",
             LABELS,
             buckets=ITL_BUCKETS,
             registry=registry,

@@ -127,6 +127,7 @@ def assemble(
         lanes=config.lanes,
         max_waiting=config.max_waiting,
         gather_seconds=config.gather_seconds,
+        seam=prompts.thinking[1] if prompts.thinking else "",
         device=device,
         draft_model=draft_model,
     )

@@ -38,10 +38,13 @@ class Outbox:
         lanes: int,
         device: DeviceChains | None,
         gather_seconds: float = 0.0,
+        seam: str = "",
     ) -> None:
         """`send` takes the reports; `scheduler` and `device` are only read.
 
-        Tokens wait for others at most `gather_seconds`, 0: each step is reported.
+        Tokens wait for others at most `gather_seconds`, 0: each step is reported. What
+        follows `seam`, the mark that ends the reasoning, is not joined with what is before:
+        tokens of one delta count as of one kind.
         """
         self.stats = EngineStats(lanes_total=lanes, cache_total=scheduler.lanes.cells)
         self._scheduler = scheduler
@@ -49,6 +52,7 @@ class Outbox:
         self._lanes = lanes
         self._device = device
         self._gather_seconds = gather_seconds
+        self._seam = seam
         self._events: list[SequenceEvent] = []
         self._last_delta: dict[str, int] = {}
         self._urgent = False
@@ -91,7 +95,9 @@ class Outbox:
         if place is None:
             return False
         before = self._events[place].event
-        both = merged(before, delta) if isinstance(before, Delta) else None
+        if not isinstance(before, Delta) or (self._seam and self._seam in before.text):
+            return False
+        both = merged(before, delta)
         if both is None:
             return False
         self._events[place] = SequenceEvent(id=id, event=both)

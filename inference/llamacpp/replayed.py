@@ -59,11 +59,11 @@ class Replayed(ABC):
         """End every request that has not ended: no process will take them up."""
         self._stop_giving_up()
         self._quarantine.down({})  # nobody enters in place of those that end
-        for id in self._open():
+        for id in self._unended():
             self._fail(id, error())
 
     @abstractmethod
-    def _open(self) -> Sequence[str]:
+    def _unended(self) -> Sequence[str]:
         """Those that have not ended."""
 
     @abstractmethod

@@ -128,7 +128,7 @@ class Sequences(Replayed):
         elif item.id == self._quarantine.trial and sequence.proven:
             self._enter(self._quarantine.proven(item.id))
 
-    def _open(self) -> list[str]:
+    def _unended(self) -> list[str]:
         return [sequence.wire_id for sequence in self._by_id.values() if not sequence.ended]
 
     def _hold(self) -> Mapping[str, Standing]:

@@ -51,12 +51,14 @@ class StepLoop:
         lanes: int,
         max_waiting: int,
         gather_seconds: float = 0.0,
+        seam: str = "",
         device: DeviceChains | None = None,
         draft_model: DraftModel | None = None,
     ) -> None:
         """`send` takes the reports; `max_waiting` bounds the queue.
 
-        Tokens of steps that are shorter than `gather_seconds` are sent together.
+        Tokens of steps that are shorter than `gather_seconds` are sent together, but for
+        those before and behind a `seam` (see `Outbox`).
         With `device`, tokens are drawn there where that can be done and pays. With
         `draft_model`, it proposes tokens where that pays.
         """
@@ -68,7 +70,12 @@ class StepLoop:
         self._draft_model = draft_model
         self._generations: dict[str, Generation] = {}
         self._outbox = Outbox(
-            scheduler, send=send, lanes=lanes, device=device, gather_seconds=gather_seconds
+            scheduler,
+            send=send,
+            lanes=lanes,
+            device=device,
+            gather_seconds=gather_seconds,
+            seam=seam,
         )
         if context.disk is not None:
             context.disk.start(self.inbox.put)
@@ -100,23 +107,26 @@ class StepLoop:
                 self._context.run(op)
             self._note_started(plan)
             self._outbox.note_queued(time.monotonic())
-            if commands or plan.started or (self._outbox.gathers and not plan.short):
+            if commands or plan.started or (self._outbox.gathers and not plan.single_tokens):
                 # What is known already does not wait for a long decode. And should that
                 # end the process, the server has to know who took part in it.
                 self._outbox.report()
             idle = not plan.entries
             if plan.entries:
                 self._step(plan, began, drafting=drafting)
-                self._outbox.report_step()
+                if plan.single_tokens:
+                    self._outbox.report_step()
+                else:
+                    self._outbox.report()
 
     def _drain(self, *, block: bool) -> list[Command]:
         """Everything in the inbox; with `block`, at least one command, or a late file."""
         commands: list[Command] = []
         if block:
-            while self.inbox.empty() and self._context.make_ready():
-                pass
             disk = self._context.disk
             patience = None if disk is None else disk.patience(time.monotonic())
+            while patience is None and self.inbox.empty() and self._context.make_ready():
+                pass
             with suppress(queue.Empty):
                 commands.append(self.inbox.get(timeout=patience))
         while True:

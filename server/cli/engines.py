@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # `headrace serve --help` should not wait for these
     from server.cli.ondemand import Room
     from server.models import Models, ServedModel
 
+GATHER_MS_MAX = 25.0
+"""More would save few wake-ups, and an end of the engine process would lose what it gathers."""
+
 
 def models_of(settings: Settings) -> tuple[Models, str | None]:
     """All models, none loaded yet, and what to say of the default one's weights.
@@ -171,7 +174,7 @@ def worker_config(
         disk_fetch_seconds=settings.kv_disk_seconds,
         target_itl_seconds=settings.target_itl_ms / 1000,
         # The edge would gather them for as long, but wake for each.
-        gather_seconds=settings.coalesce_ms / 1000,
+        gather_seconds=min(settings.coalesce_ms, GATHER_MS_MAX) / 1000,
         speculation=settings.speculation,
         draft_id="" if draft is None else draft.id,
         draft_path="" if draft is None else str(draft.path),

@@ -136,7 +136,9 @@ class Producer:
         What comes after a pause passes at once: gathering has to do with bursts only.
         """
         now = self._loop.time()
-        if now >= self._gathering_until and not self._coalescer.waiting:
+        # What the engine process has gathered comes up to a step early, of two or more.
+        early = self._coalesce_seconds / 3
+        if now >= self._gathering_until - early and not self._coalescer.waiting:
             self._gathering_until = now + self._coalesce_seconds
             self._log.append(event)
             return

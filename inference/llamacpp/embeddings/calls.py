@@ -122,8 +122,8 @@ class EmbeddingCalls(Replayed):
             for call in self._calls.values()
         )
 
-    def _open(self) -> Sequence[str]:
-        return tuple(self._calls)
+    def _unended(self) -> Sequence[str]:
+        return [id for id, call in self._calls.items() if not call.answer.done()]
 
     def _hold(self) -> Mapping[str, Standing]:
         inside = {id: call for id, call in self._calls.items() if call.inside}

@@ -1,7 +1,7 @@
 """The bytes of saved lanes: one arena of equal blocks, used again and again.
 
-Memory that is touched for the first time costs a page fault every 4 KiB, ten times what
-copying into it costs, and huge pages may have to wait for the kernel to compact memory.
+Memory that is touched for the first time costs a page fault every 4 KiB, about thirty
+times what copying into it costs, and huge pages may have to wait for the kernel to compact memory.
 So freed blocks are taken first, only a cache that grows meets new pages, and while there is
 nothing to compute those that it will meet next are touched beforehand.
 
@@ -31,7 +31,7 @@ class HostMemory:
     """
 
     def __init__(self, size_bytes: int) -> None:
-        """Reserve address space for `size_bytes`; memory is taken as it is used."""
+        """Reserve address space for `size_bytes`; memory is taken as it is used or made ready."""
         self.blocks = size_bytes // BLOCK_BYTES
         self._arena = _anonymous(max(1, self.blocks) * BLOCK_BYTES).reshape(-1, BLOCK_BYTES)
         self._free = list(range(self.blocks - 1, -1, -1))

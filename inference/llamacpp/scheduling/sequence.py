@@ -125,6 +125,6 @@ class StepPlan:
     started: tuple[tuple[str, int], ...]
 
     @property
-    def short(self) -> bool:
-        """Whether it is a step, and holds nothing but a token for each sequence."""
+    def single_tokens(self) -> bool:
+        """Whether it has entries, each of one token."""
         return bool(self.entries) and all(len(entry.tokens) == 1 for entry in self.entries)

@@ -14,7 +14,7 @@ from inference.llamacpp.scheduling.unified import UnifiedLanes
 class Box:
     """An outbox of a scheduler that runs one sequence at a time."""
 
-    def __init__(self, *, gather_seconds: float = 0.0) -> None:
+    def __init__(self, *, gather_seconds: float = 0.0, seam: str = "") -> None:
         self.sent: list[Report] = []
         self.scheduler = Scheduler(
             UnifiedLanes(ids=2, cells=100),
@@ -29,6 +29,7 @@ class Box:
             lanes=1,
             device=None,
             gather_seconds=gather_seconds,
+            seam=seam,
         )
 
     def step(self, *, seconds: float = 0.5) -> None:
@@ -159,3 +160,11 @@ def test_a_name_that_is_used_again_begins_anew() -> None:
     box.outbox.emit("one", delta("b"))
     box.outbox.report()
     assert said(box.sent[-1]) == ("a", "b")
+
+
+def test_what_follows_the_reasoning_is_not_joined_with_it() -> None:
+    box = Box(gather_seconds=1.0, seam="</think>")
+    for text in ("a", "b", "</", "think>", "c", "d"):
+        box.outbox.emit("one", delta(text))
+    box.outbox.report()
+    assert said(box.sent[-1]) == ("ab</think>", "cd")

@@ -78,7 +78,12 @@ def test_tune_and_serve(default_model_path: Path, tmp_path: Path) -> None:
         assert url is not None
         answer = httpx2.post(
             f"{url[0]}/v1/completions",
-            json={"model": "default", "prompt": "The river runs", "max_tokens": 4},
+            json={
+                "model": "default",
+                "prompt": "The river runs",
+                "max_tokens": 4,
+                "ignore_eos": True,
+            },
             timeout=60.0,
         )
         assert answer.json()["usage"]["completion_tokens"] == 4
