@@ -47,7 +47,8 @@ SEEDS = 0xFFFF_FFFF
 class LlamaCppEngine:
     """One model in one supervised process; `inference.engine` says what methods promise.
 
-    `high_events` waiting for a consumer park its sequence, `low_events` resume it.
+    `high_events` waiting for a consumer park its sequence, `low_events` resume it; where
+    tokens are gathered, an event is a few of them.
     `call_seconds` is how long a call (`tokenize` and its like) may take, `replay_seconds`
     how long running sequences are held for another process when theirs is gone. `_info`
     and `_stats` are what the process said last; one event loop owns everything here.

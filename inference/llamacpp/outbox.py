@@ -74,7 +74,7 @@ class Outbox:
                 self._urgent = True
                 if event.text:
                     self._talking.add(id)
-            if self._join(id, event):
+            if self._gather_seconds and self._join(id, event):
                 return
             self._last_delta[id] = len(self._events)
         else:

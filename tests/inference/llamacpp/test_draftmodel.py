@@ -415,7 +415,7 @@ def test_a_model_that_is_never_right_changes_no_answer_and_is_soon_left_alone(
     played = Played(model, requests(), lanes=lanes, draft=Wrong(), speculator=Speculator())
     for id, each in played.answers.items():
         assert_equal_up_to_near_ties(plain[id], each)
-    assert played.stats.draft_tokens < 2 * TOKENS
+    assert played.stats.draft_tokens < 4 * TOKENS  # of sixteen a step, if nobody looked
 
 
 @pytest.mark.model
