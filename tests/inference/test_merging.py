@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from inference.events import Delta, TokenLogprob, ToolCallDelta
+from inference.events import Delta, ToolCallDelta
 from inference.merging import MERGE_MAX_TOKENS, merged
+from tests.inference.deltas import HEAD, MORE, NEXT, calling, logprob, thought
 
 
 def delta(text: str) -> Delta:
     return Delta(text=text, tokens=(7,))
-
-
-def logprob(token: int) -> TokenLogprob:
-    return TokenLogprob(token=token, piece=b"x", logprob=-0.5)
 
 
 def test_merging_keeps_text_tokens_and_log_probabilities() -> None:
@@ -22,19 +19,6 @@ def test_merging_keeps_text_tokens_and_log_probabilities() -> None:
     assert both == Delta(text="abc", tokens=(1, 2, 3), logprobs=tuple(map(logprob, (1, 2, 3))))
     assert merged(both, rest) == Delta(text="abcd", tokens=both.tokens, logprobs=both.logprobs)
     assert merged(one, delta("x")) is None  # its token would have no log probability
-
-
-def thought(text: str) -> Delta:
-    return Delta(text="", reasoning=text, tokens=(1,))
-
-
-def calling(*calls: ToolCallDelta) -> Delta:
-    return Delta(text="", calls=calls, tokens=(1,))
-
-
-HEAD = ToolCallDelta(index=0, id="call_0", name="weather", arguments="{")
-MORE = ToolCallDelta(index=0, arguments="}")
-NEXT = ToolCallDelta(index=1, id="call_1", name="weather")
 
 
 def test_reasoning_text_and_calls_merge_in_this_order_only() -> None:

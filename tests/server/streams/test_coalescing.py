@@ -1,15 +1,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.events import Delta, Event, TokenLogprob, ToolCallDelta
+from inference.events import Delta, Event
 from inference.merging import MERGE_MAX_TOKENS
 from server.streams.coalescing import Coalescer
 from server.streams.events import Sequenced
+from tests.inference.deltas import HEAD, MORE, NEXT, calling, logprob, thought
 from tests.server.streams.parts import FINISHED, OPENING, at, delta
-
-
-def logprob(token: int) -> TokenLogprob:
-    return TokenLogprob(token=token, piece=b"x", logprob=-0.5)
 
 
 def test_the_first_text_of_each_sequence_passes_at_once() -> None:
@@ -42,19 +39,6 @@ def test_a_burst_becomes_several_events_of_bounded_size() -> None:
     ready += coalescer.flush()
     sizes = [len(event.event.tokens) for event in ready if isinstance(event.event, Delta)]
     assert sizes == [1, MERGE_MAX_TOKENS, MERGE_MAX_TOKENS, MERGE_MAX_TOKENS - 1]
-
-
-def thought(text: str) -> Delta:
-    return Delta(text="", reasoning=text, tokens=(1,))
-
-
-def calling(*calls: ToolCallDelta) -> Delta:
-    return Delta(text="", calls=calls, tokens=(1,))
-
-
-HEAD = ToolCallDelta(index=0, id="call_0", name="weather", arguments="{")
-MORE = ToolCallDelta(index=0, arguments="}")
-NEXT = ToolCallDelta(index=1, id="call_1", name="weather")
 
 
 def test_the_first_piece_of_each_call_passes_at_once() -> None:
