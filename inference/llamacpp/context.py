@@ -34,7 +34,7 @@ from inference.llamacpp.scheduling.lanes import (
 
 WARM_UP_TOKENS = 16
 READY_BYTES = 128 << 20
-"""Of each of both, the memory for saved lanes and its staging buffer: touched beforehand."""
+"""Most that is touched beforehand of the memory for saved lanes, and of its staging buffer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,6 +110,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
         self.wfile.write(b'{"data":[{"id":"the-model"}]}')
+# It must still be there when its parent has gone: only force ends it.
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
     start_new_session=True)
 open(sys.argv[2], "w").write(str(child.pid))

@@ -126,7 +126,7 @@ def test_long_values_are_cut() -> None:
 def test_levels_hold_for_both_kinds_of_loggers_and_libraries_are_quiet() -> None:
     stream = lines(level="info")
     structlog.get_logger().debug("no")
-    logging.getLogger("some.library").debug("no")
+    logging.getLogger("some_library").debug("no")
     logging.getLogger("uvicorn.error").info("Started server process")
     logging.getLogger("httpx2").info("HTTP Request")
     logging.getLogger("alembic.runtime.migration").info("Context impl SQLiteImpl.")
